@@ -1,0 +1,241 @@
+"""The settings of an experiment: types, ranges, defaults, and where they come from.
+
+A flag on the command line overrides the experiment's TOML file, and the file overrides
+the defaults below. Nothing here imports torch: a wrong setting is told at once.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+import tyro
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from minitrain.errors import SettingsError
+
+Width = Annotated[int, Field(ge=1, le=65_536)]
+
+
+class Settings(BaseModel):
+    """A section of the settings; the title of a subclass is its name in the file."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(_explain(error, type(self))) from None
+
+
+class DataSettings(Settings):
+    model_config = ConfigDict(title="data")
+
+    name: Literal["auto", "mnist", "fashion-mnist", "digits"] = "auto"
+    """Data set. auto: MNIST, or else `digits`, drawn here, if MNIST cannot be had."""
+    root: Annotated[Path | None, Field(strict=False)] = None
+    """Folder of the data sets; by default $MINITRAIN_DATA, or else a cache folder."""
+    batch_size: Annotated[int, Field(ge=1, le=60_000)] = 64
+    """Samples in a batch; every data set here has 60 000 to train on."""
+
+
+class ModelSettings(Settings):
+    model_config = ConfigDict(title="model")
+
+    name: Literal["softmax", "mlp", "cnn"] = "mlp"
+    """Softmax regression, a multilayer perceptron, or a convolutional network."""
+    hidden: Annotated[tuple[Width, ...], Field(strict=False)] = (128,)
+    """Width of each hidden layer of the mlp."""
+
+
+class OptimizerSettings(Settings):
+    """theta <- theta - lr * grad L(theta), with torch.optim.SGD's options."""
+
+    model_config = ConfigDict(title="optimizer")
+
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    """Learning rate: the largest of the schedule."""
+    momentum: Annotated[float, Field(ge=0)] = 0.9
+    """Fraction of the momentum buffer kept at each step."""
+    dampening: float = 0.0
+    """Fraction of the gradient kept out of the momentum buffer."""
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """Multiple of theta added to the gradient."""
+    nesterov: bool = False
+    """Step along the gradient plus momentum times the buffer."""
+
+    @model_validator(mode="after")
+    def _nesterov_is_possible(self) -> Self:
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError(
+                "nesterov needs momentum > 0 and dampening = 0, got "
+                f"momentum = {self.momentum}, dampening = {self.dampening}"
+            )
+        return self
+
+
+class ScheduleSettings(Settings):
+    model_config = ConfigDict(title="schedule")
+
+    name: Literal["constant", "step", "cosine", "one-cycle"] = "one-cycle"
+    """How the learning rate changes over the run."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate first rises linearly."""
+
+
+class LogSettings(Settings):
+    model_config = ConfigDict(title="log")
+
+    every: Annotated[int, Field(ge=1)] = 10
+    """Steps between two points in TensorBoard; the first and last are always there."""
+
+
+class Config(Settings):
+    """Train a network by stochastic gradient descent and log how it went.
+
+    An EXPERIMENT.toml can stand first: a file with the settings below, which flags
+    override. Without arguments a multilayer perceptron is trained on MNIST.
+    """
+
+    run_dir: Annotated[Path | None, Field(strict=False)] = None
+    """Folder of this run; by default a fresh one under runs/."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Determines the initial weights and the order of the data."""
+    epochs: Annotated[int, Field(ge=1)] = 5
+    """Passes over the training data."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ...; auto takes an accelerator where there is one."""
+    threads: Annotated[int | None, Field(ge=1, le=4096)] = None
+    """Threads on the CPU; the last bits of a result depend on them."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward pass; the parameters are float32 either way."""
+    clip_norm: Annotated[float | None, Field(gt=0)] = None
+    """Gradients longer than this are scaled down to it."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches whose gradients are averaged into one step."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    log: LogSettings = LogSettings()
+
+    @field_validator("device")
+    @classmethod
+    def _device_has_a_name(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", device):
+            raise ValueError(f"{device!r} is none of auto, cpu, mps, cuda, cuda:1, ...")
+        return device
+
+
+def parse(arguments: Sequence[str], program: str = "train.py") -> Config:
+    """The settings of a command line `[EXPERIMENT.toml] [--key VALUE ...]`.
+
+    Raises SettingsError with key, value and rule, or exits with code 2 where the
+    command line itself cannot be read, and with 0 after `--help`.
+    """
+    defaults = Config()
+    if arguments and not arguments[0].startswith("-"):
+        defaults, arguments = read(Path(arguments[0])), arguments[1:]
+    return tyro.cli(
+        Config, args=arguments, default=defaults, prog=f"{program} [EXPERIMENT.toml]"
+    )
+
+
+def read(path: Path) -> Config:
+    """The settings of a TOML file, over the defaults.
+
+    Raises SettingsError where it cannot be read, is no TOML, or has a bad setting.
+    """
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from None
+    try:
+        return Config(**_renamed(values, "-", "_"))
+    except SettingsError as error:
+        raise SettingsError(f"in {path}: {error}") from None
+
+
+def to_toml(config: Config) -> str:
+    """The settings as a TOML file that `read` understands, without the unset ones."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    return tomli_w.dumps(_renamed(values, "_", "-"))
+
+
+def _renamed(values: Any, old: str, new: str) -> Any:
+    """The same nested dictionary with `old` replaced by `new` in every key."""
+    if not isinstance(values, dict):
+        return values
+    renamed = {k.replace(old, new): _renamed(v, old, new) for k, v in values.items()}
+    if len(renamed) < len(values):
+        raise SettingsError(f"one setting twice, among {', '.join(values)}")
+    return renamed
+
+
+# The rules that pydantic states in terms of Python's types.
+RULES = {
+    "model_type": "must be a section",
+    "path_type": "must be a path",
+    "tuple_type": "must be a list",
+}
+
+
+def _explain(error: ValidationError, settings: type[Settings]) -> str:
+    """One line per bad setting: its key, its value, and the rule that it breaks."""
+    lines = []
+    for fault in error.errors():
+        path = [settings.model_config.get("title"), *map(str, fault["loc"])]
+        key = ".".join(part.replace("_", "-") for part in path if part)
+        if fault["type"] == "extra_forbidden":
+            line = f"{key}: there is no such setting"
+            if near := _nearest(key):
+                line += f"; did you mean {' or '.join(near)}?"
+        elif fault["type"] == "value_error":
+            line = f"{key}: {fault.get('ctx', {})['error']}"
+        else:
+            said = fault["msg"].replace("Input should", "must")
+            rule = RULES.get(fault["type"], said)
+            line = f"{key} = {fault['input']!r}: {rule}"
+        lines.append(line)
+    return "; ".join(lines)
+
+
+def _nearest(key: str) -> list[str]:
+    """The setting or section spelled almost like it, or those it may be short for."""
+    keys = _keys(Config)
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
+    return close or [known for known in keys if known.endswith("." + key)]
+
+
+def _keys(settings: type[Settings], prefix: str = "") -> list[str]:
+    """Every key of a section and its subsections, as on the command line."""
+    keys = []
+    for name, field in settings.model_fields.items():
+        key, kind = prefix + name.replace("_", "-"), field.annotation
+        keys.append(key)
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            keys += _keys(kind, key + ".")
+    return keys

@@ -1,0 +1,54 @@
+"""What can go wrong in a run without being a bug, each with its exit code."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class MinitrainError(Exception):
+    """An error for people: its text says what, why, what is safe, and what to do."""
+
+    exit_code = 1
+
+
+class SettingsError(MinitrainError):
+    """A setting is unknown, of the wrong type, out of range, or impossible here."""
+
+    exit_code = 2
+
+
+class DataError(MinitrainError):
+    """A data set is missing, damaged, or cannot be downloaded."""
+
+    exit_code = 3
+
+
+class StorageError(MinitrainError):
+    """A file or folder cannot be written."""
+
+    exit_code = 5
+
+
+class RunDirectoryError(MinitrainError):
+    """The run directory is already in use."""
+
+    exit_code = 7
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """Run a script; an error for people is printed, and its exit code returned.
+
+    With `--debug` on the command line it is raised instead, with its traceback.
+    """
+    try:
+        return main()
+    except MinitrainError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # whoever reads the output, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,224 @@
+"""The gradient of a function f(x1, ..., xn): computed, used, and checked.
+
+The gradient is the vector of the partial derivatives, (df/dx1, ..., df/dxn). It points
+in the direction of steepest ascent, and its length is the steepness there. Of
+f(x, y) = x^2 + y^2 it is (2x, 2y):
+
+>>> def paraboloid(point):
+...     return (point**2).sum()
+>>> gradient(paraboloid)(torch.tensor([3.0, 4.0]))
+tensor([6., 8.])
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ScalarFunction = Callable[..., Tensor]
+
+
+def gradient(f: ScalarFunction) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    """The function that maps x to grad f(x) = (df/dx1, ..., df/dxn).
+
+    f takes one tensor or several and returns a tensor with one element. The gradient
+    has the shape of the input; of several inputs it is a tuple with one tensor each.
+
+    >>> gradient(lambda p: (p**2).sum())(torch.tensor([3.0, 4.0]))
+    tensor([6., 8.])
+    >>> gradient(lambda x, y: x * y)(torch.tensor(3.0), torch.tensor(4.0))
+    (tensor(4.), tensor(3.))
+
+    Raises TypeError where an input is not a real floating point tensor or f returns no
+    tensor, and ValueError where f(x) is not a scalar or does not depend on an input.
+    """
+
+    def grad_f(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        leaves = _leaves(inputs)
+        with torch.enable_grad():
+            value = _scalar(f(*leaves))
+            grads = _partials(value, leaves)
+        return grads[0] if len(grads) == 1 else grads
+
+    return grad_f
+
+
+def directional_derivative(f: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
+    """The rate at which f changes at x along v: D_v f(x) = grad f(x) . v, a 0-d tensor.
+
+    For |v| = 1 it is the slope of f in the direction v.
+
+    >>> f = lambda p: (p**2).sum()
+    >>> directional_derivative(f, torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0]))
+    tensor(6.)
+
+    Raises ValueError where v has another shape than x, and as `gradient` does.
+    """
+    _check_same_shape(x, v)
+    return (_gradient_of_one(f, x) * v).sum()
+
+
+class SteepestAscent(NamedTuple):
+    """The way up: a unit vector of x's shape, and the slope along it (0-d)."""
+
+    direction: Tensor
+    slope: Tensor
+
+
+def steepest_ascent(f: ScalarFunction, x: Tensor) -> SteepestAscent:
+    """The unit direction in which f rises fastest, and how fast it rises that way.
+
+    direction = grad f / |grad f|,  slope = |grad f|. At a stationary point no direction
+    rises: the slope is 0 and the direction the zero vector.
+
+    >>> steepest_ascent(lambda p: (p**2).sum(), torch.tensor([3.0, 4.0]))
+    SteepestAscent(direction=tensor([0.6000, 0.8000]), slope=tensor(10.))
+
+    Raises as `gradient` does.
+    """
+    grad = _gradient_of_one(f, x)
+    slope = torch.linalg.vector_norm(grad)
+    return SteepestAscent(grad / slope if slope > 0 else torch.zeros_like(grad), slope)
+
+
+def finite_difference_gradient(
+    f: ScalarFunction, x: Tensor, *, h: float | None = None
+) -> Tensor:
+    """The gradient from the definition of the partial derivative, one at a time.
+
+    df/dx_i = lim_{h -> 0} (f(x + h e_i) - f(x - h e_i)) / (2 h), at a small finite h.
+    The default h is cbrt(eps) max(1, |x_i|), where the error of the central difference,
+    O(h^2), and that of rounding, O(eps / h), balance (Numerical Recipes, section 5.7).
+
+    >>> f = lambda p: (p**2).sum()
+    >>> finite_difference_gradient(f, torch.tensor([3.0, 4.0], dtype=torch.float64))
+    tensor([6.0000, 8.0000], dtype=torch.float64)
+
+    Raises ValueError where h is not positive or too small to move x, and as `gradient`.
+    """
+    if h is not None and not h > 0:
+        raise ValueError(f"h = {h}: the step of a finite difference must be positive")
+    (leaf,) = _leaves([x])
+    point = leaf.detach().clone(memory_format=torch.contiguous_format)
+    components, partials = point.view(-1), torch.empty_like(point)
+    with torch.no_grad():
+        for i, x_i in enumerate(components.tolist()):
+            step = h or torch.finfo(x.dtype).eps ** (1 / 3) * max(1.0, abs(x_i))
+            components[i] = x_i + step
+            right, f_right = components[i].item(), _scalar(f(point.clone()))
+            components[i] = x_i - step
+            left, f_left = components[i].item(), _scalar(f(point.clone()))
+            components[i] = x_i
+            if right == left:
+                raise ValueError(f"h = {step} does not move x[{i}] = {x_i}: too small")
+            # right - left is the step actually taken, after x_i +- h was rounded.
+            partials.view(-1)[i] = (f_right - f_left) / (right - left)
+    return partials
+
+
+class GradientCheck(NamedTuple):
+    """The largest relative difference, and the index of the component where it is."""
+
+    relative_difference: float
+    component: tuple[int, ...]
+
+
+def check_gradient(
+    f: ScalarFunction, x: Tensor, *, h: float | None = None
+) -> GradientCheck:
+    """How far the gradient g of autograd is from that of finite differences, d.
+
+    max_i |g_i - d_i| / max(|g_i|, |d_i|, s), where s = cbrt(eps) max(1, |f(x)|) is the
+    size below which a finite difference has no relative accuracy of its own. In float64
+    a correct gradient of a smooth function gives about 1e-8; a wrong one, about 1.
+
+    >>> check = check_gradient(lambda p: (p**3).sum(), torch.ones(2).double())
+    >>> check.relative_difference < 1e-8
+    True
+
+    Raises as `gradient` and `finite_difference_gradient` do.
+    """
+    exact = _gradient_of_one(f, x)
+    approximate = finite_difference_gradient(f, x, h=h)
+    with torch.no_grad():
+        value = abs(float(f(x)))
+    resolution = torch.finfo(x.dtype).eps ** (1 / 3) * max(1.0, value)
+    scale = torch.maximum(exact.abs(), approximate.abs()).clamp_min(resolution)
+    difference = (exact - approximate).abs() / scale
+    if difference.numel() == 0:
+        return GradientCheck(0.0, ())
+    # A NaN is the largest difference of all: argmax finds it first.
+    worst = torch.unravel_index(difference.argmax(), difference.shape)
+    return GradientCheck(difference[worst].item(), tuple(int(i) for i in worst))
+
+
+def hessian_vector_product(f: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
+    """How the gradient of f at x changes along v: H v, where H_ij = d^2f/dx_i dx_j.
+
+    H v = grad (grad f . v), two backward passes and never the matrix H (Pearlmutter,
+    Fast exact multiplication by the Hessian, 1994). It has the shape of x.
+
+    >>> f = lambda p: (p**2).sum()
+    >>> hessian_vector_product(f, torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0]))
+    tensor([2., 0.])
+
+    Raises ValueError where v has another shape than x, and as `gradient` does.
+    """
+    _check_same_shape(x, v)
+    (leaf,) = _leaves([x])
+    with torch.enable_grad():
+        (grad,) = _partials(_scalar(f(leaf)), [leaf], create_graph=True)
+        slope = (grad * v).sum()
+        if not slope.requires_grad:  # f is linear: its gradient is the same everywhere
+            return torch.zeros_like(x)
+        (product,) = torch.autograd.grad(slope, leaf, materialize_grads=True)
+    return product
+
+
+def _gradient_of_one(f: ScalarFunction, x: Tensor) -> Tensor:
+    grad = gradient(f)(x)
+    assert isinstance(grad, Tensor)
+    return grad
+
+
+def _leaves(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The inputs as leaves of a new graph; the caller's own tensors stay untouched."""
+    for i, x in enumerate(inputs):
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"input {i} is {kind}: a gradient needs a float tensor")
+    return [x.detach().requires_grad_() for x in inputs]
+
+
+def _scalar(value: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"f returned {type(value).__name__}: it must return a tensor")
+    if value.numel() != 1:
+        raise ValueError(
+            f"f returned shape {tuple(value.shape)}: a gradient needs a scalar function"
+        )
+    return value.squeeze()
+
+
+def _partials(
+    value: Tensor, leaves: Sequence[Tensor], create_graph: bool = False
+) -> tuple[Tensor, ...]:
+    grads: Sequence[Tensor | None] = [None] * len(leaves)
+    if value.requires_grad:
+        grads = torch.autograd.grad(
+            value, leaves, allow_unused=True, create_graph=create_graph
+        )
+    for i, (leaf, grad) in enumerate(zip(leaves, grads, strict=True)):
+        if grad is None:
+            raise ValueError(
+                f"f does not depend on input {i} of shape {tuple(leaf.shape)}"
+            )
+    return tuple(grad for grad in grads if grad is not None)
+
+
+def _check_same_shape(x: Tensor, v: Tensor) -> None:
+    if x.shape != v.shape:
+        raise ValueError(
+            f"v has shape {tuple(v.shape)}: a direction needs x's, {tuple(x.shape)}"
+        )

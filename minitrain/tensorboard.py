@@ -1,0 +1,178 @@
+"""A TensorBoard run as one event file, written so that watching costs next to nothing.
+
+`torch.utils.tensorboard.SummaryWriter` writes an event for every scalar, reads every
+value from the device at once, and keeps hyperparameters in a run of their own. Here all
+values of a step are one event, stay on the device until they are flushed together, and
+everything about a training is one run.
+"""
+
+import itertools
+import os
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor
+from torch.utils.tensorboard import summary as torch_summary
+
+from minitrain.training import Step
+
+FLUSH_SECONDS = 0.5
+"""A point is on disk at the latest this long after `log` or `beat` could see it."""
+
+_numbers = itertools.count()
+
+# Classes that protobuf makes at run time, where no type checker sees them.
+Event: Any = vars(event_pb2)["Event"]
+Summary: Any = vars(summary_pb2)["Summary"]
+Status: Any = vars(api_pb2)["Status"]
+HParams: Any = vars(plugin_data_pb2)["HParamsPluginData"]
+SessionEnd: Any = vars(plugin_data_pb2)["SessionEndInfo"]
+
+
+class Board:
+    """The event file of one run, in `folder`; to be closed, or used in a `with`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Board(Path(folder)) as board:
+    ...     board.log(1, {"loss/train": torch.tensor(0.5), "lr": 0.1})
+
+    Raises OSError where the file cannot be created.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads the files of a run in the order of their names.
+        name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}.{next(_numbers)}"
+        self._file = open(folder / name, "xb")  # noqa: SIM115
+        self._records = RecordWriter(self._file)
+        self._pending: list[tuple[int, float, Mapping[str, Tensor | float]]] = []
+        self._last_flush = time.monotonic()
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._file.flush()
+
+    def log(self, step: int, values: Mapping[str, Tensor | float]) -> None:
+        """Keep the scalars of a step, to be written as one event.
+
+        Values are numbers or tensors with one element, and must not be changed in place
+        afterwards: a tensor is read when it is flushed, not here.
+        """
+        self._pending.append((step, time.time(), values))
+        self.beat()
+
+    def beat(self) -> None:
+        """Flush where the last flush is half a second old; costs nothing otherwise.
+
+        Called at every step it keeps the loss of a crash below a second of points.
+        """
+        if time.monotonic() - self._last_flush >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Read all kept values from the device at once and hand them to the system.
+
+        What was flushed survives the death of the process, by whatever signal.
+        """
+        pending, self._pending = self._pending, []
+        tensors = [
+            value
+            for _, _, values in pending
+            for value in values.values()
+            if isinstance(value, Tensor)
+        ]
+        numbers: list[float] = []
+        if tensors:
+            numbers = torch.stack([t.detach().reshape(()) for t in tensors]).tolist()
+        read = iter(numbers)
+        for step, wall_time, values in pending:
+            summary = Summary(
+                value=[
+                    Summary.Value(
+                        tag=tag,
+                        simple_value=next(read) if isinstance(value, Tensor) else value,
+                    )
+                    for tag, value in values.items()
+                ]
+            )
+            self._write(Event(step=step, wall_time=wall_time, summary=summary))
+        self._file.flush()
+        self._last_flush = time.monotonic()
+
+    def text(self, tag: str, markdown: str) -> None:
+        """Show a text, in Markdown."""
+        self._write_summary(torch_summary.text(tag, markdown))
+
+    def image(self, tag: str, png: bytes, step: int = 0) -> None:
+        """Show a picture, given as the bytes of a PNG file."""
+        width, height = struct.unpack(">II", png[16:24])  # PNG's header chunk
+        image = Summary.Image(width=width, height=height, encoded_image_string=png)
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._write_summary(summary, step)
+
+    def start_hparams(
+        self, run: str, settings: Mapping[str, bool | float | str], metrics: list[str]
+    ) -> None:
+        """Open the run's row in the HParams table; the metrics are tags of scalars."""
+        names = [summary_v2.HParam(name) for name in settings]
+        tags = [summary_v2.Metric(tag) for tag in metrics]
+        self._write_summary(summary_v2.hparams_config_pb(names, tags))
+        self._write_summary(summary_v2.hparams_pb(dict(settings), trial_id=run))
+
+    def end_hparams(self, succeeded: bool) -> None:
+        """Close the row, with how the run ended."""
+        status = "STATUS_SUCCESS" if succeeded else "STATUS_FAILURE"
+        end = SessionEnd(status=Status.Value(status), end_time_secs=time.time())
+        value = Summary.Value(
+            tag=metadata.SESSION_END_INFO_TAG,
+            metadata=metadata.create_summary_metadata(HParams(session_end_info=end)),
+            tensor=metadata.NULL_TENSOR,
+        )
+        self._write_summary(Summary(value=[value]))
+
+    def close(self) -> None:
+        """Flush, and close the file."""
+        if not self._file.closed:
+            self.flush()
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write_summary(self, summary: Any, step: int = 0) -> None:
+        self._write(Event(step=step, wall_time=time.time(), summary=summary))
+
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
+
+
+def step_scalars(step: Step, names: Sequence[str]) -> dict[str, Tensor | float]:
+    """The tags and values of a measured step; `names` are those of its parameters.
+
+    Quantity first, so that the curves of one quantity stand together.
+    """
+    if step.grad_norms is None:
+        raise ValueError(
+            f"step {step.number} was not measured; train(measure_every=1) measures all"
+        )
+    norms = zip(names, step.grad_norms.unbind(), strict=True)
+    return {
+        "loss/train": step.loss,
+        "lr": step.lr,
+        "grad_norm/global": step.grad_norm,
+        **{f"grad_norm/{name}": norm for name, norm in norms},
+    }

@@ -1,0 +1,180 @@
+"""theta and grad L as two vectors: parameters and gradients of a module, laid flat."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ParameterVector:
+    """All trainable parameters of a module as one flat tensor `theta`, shape (n,).
+
+    theta = (theta_1, ..., theta_n) holds the parameters in the order of
+    `module.named_parameters()`, each of them a view of its part of `theta`; in the same
+    way each `parameter.grad` is a view of its part of `theta.grad`. One update of
+    `theta` is then an update of the whole network, and grad L is one vector with one
+    norm. The module itself works, saves and loads as before.
+
+    A parameter shared by two layers (tied weights) stands in `theta` once; one with
+    `requires_grad=False` stays out. A parameter that a loss does not reach has gradient
+    zero here, where it would be None in a list of parameters. Iterating yields `theta`,
+    so that a vector can be given to an optimizer in the place of such a list:
+
+    >>> model = nn.Linear(2, 3)
+    >>> vector = ParameterVector(model)
+    >>> vector.theta.shape
+    torch.Size([9])
+    >>> [parameter.shape for parameter in vector.split(vector.theta)]
+    [torch.Size([3, 2]), torch.Size([3])]
+
+    Lay the vector out last, after the module was moved and cast: `module.to(...)` gives
+    the parameters new memory, which `check` then reports.
+
+    Raises ValueError where the module has no trainable parameter, or where they differ
+    in dtype or device. Where a loss computed by the module is still waiting for its
+    backward pass, a RuntimeError is raised here or, at the latest, there.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        # (name, owner, attribute) of every trainable parameter, each parameter once.
+        places: dict[nn.Parameter, tuple[str, nn.Module, str]] = {}
+        for prefix, owner in module.named_modules():
+            for attribute, parameter in owner._parameters.items():
+                if parameter is not None and parameter.requires_grad:
+                    name = f"{prefix}.{attribute}" if prefix else attribute
+                    places.setdefault(parameter, (name, owner, attribute))
+        _check_uniform({name: p for p, (name, _, _) in places.items()})
+
+        self.module = module
+        self.names = [name for name, _, _ in places.values()]
+        self._parameters = list(places)
+        self._places = [(owner, attribute) for _, owner, attribute in places.values()]
+        with torch.no_grad():
+            flat = torch.cat([_in_memory_order(p).reshape(-1) for p in places])
+        self._grad = torch.zeros_like(flat)
+        views, self._grad_views = self.split(flat), self.split(self._grad)
+        for parameter, view in zip(self._parameters, views, strict=True):
+            # Unlike `parameter.data = view`, swapping keeps one version counter for
+            # theta and all of its views: a backward pass through values that an update
+            # has overwritten raises an error, as it does without a vector.
+            torch.utils.swap_tensors(parameter, nn.Parameter(view))
+        self._addresses = [p.data_ptr() for p in self._parameters]
+
+        self.theta = Theta(flat)
+        self.theta.vector = self
+        self.zero_grad()
+
+    def __iter__(self) -> Iterator["Theta"]:
+        yield self.theta
+
+    def __reduce__(self) -> tuple[type["ParameterVector"], tuple[nn.Module]]:
+        # A copy is laid out anew over a copy of the module: its own, live views.
+        return ParameterVector, (self.module,)
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """The parts of a vector of shape (n,) as views in the parameters' shapes.
+
+        >>> vector = ParameterVector(nn.Linear(2, 1))
+        >>> vector.split(torch.tensor([1.0, 2.0, 3.0]))
+        [tensor([[1., 2.]]), tensor([3.])]
+        """
+        parts = flat.split([p.numel() for p in self._parameters])
+        return [
+            part.view(_in_memory_order(p).shape).permute(_axes_from_memory(p))
+            for part, p in zip(parts, self._parameters, strict=True)
+        ]
+
+    def zero_grad(self) -> None:
+        """Set grad L to zero in place: theta.grad and, with it, every parameter's.
+
+        To be called instead of `module.zero_grad()`, which replaces the gradients by
+        None and so cuts them off from the vector; here they are joined to it again.
+
+        Raises RuntimeError where a parameter itself is no longer a view of theta.
+        """
+        self._check_parameters()
+        self._grad.zero_()
+        self.theta.grad = self._grad
+        for parameter, view in zip(self._parameters, self._grad_views, strict=True):
+            if parameter.grad is not view:
+                parameter.grad = view
+
+    def check(self) -> None:
+        """Make sure that the module still lives in theta, and grad L in theta.grad.
+
+        Raises RuntimeError with the parameter's name where one was moved, cast or
+        replaced, or where its gradient is no view of theta.grad any more.
+        """
+        self._check_parameters()
+        if self.theta.grad is not self._grad:
+            raise RuntimeError(
+                "theta.grad was replaced, so gradients no longer reach it: reset them "
+                "by ParameterVector.zero_grad(), which keeps it in place"
+            )
+        for i, parameter in enumerate(self._parameters):
+            if parameter.grad is not self._grad_views[i]:
+                raise RuntimeError(
+                    f"the gradient of {self.names[i]} is no longer a part of "
+                    "theta.grad (module.zero_grad() cuts it off): reset gradients by "
+                    "ParameterVector.zero_grad() or minitrain.SGD.zero_grad()"
+                )
+
+    def _check_parameters(self) -> None:
+        for i, (owner, attribute) in enumerate(self._places):
+            parameter = self._parameters[i]
+            if (
+                owner._parameters.get(attribute) is not parameter
+                or parameter.data_ptr() != self._addresses[i]
+                or not parameter.requires_grad
+            ):
+                raise RuntimeError(
+                    f"{self.names[i]} is no longer a part of theta: the module was "
+                    "moved, cast, frozen or given new parameters after its "
+                    "ParameterVector was made; make a new one and a new optimizer"
+                )
+
+
+class Theta(nn.Parameter):
+    """A parameter that knows its vector.
+
+    Copied, by an optimizer for example, it is the theta of the copied vector: the copy
+    that nn.Parameter makes would be one that no module lives in.
+    """
+
+    vector: ParameterVector
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Theta":
+        return copy.deepcopy(self.vector, memo).theta
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return getattr, (self.vector, "theta")
+
+
+def _check_uniform(parameters: dict[str, nn.Parameter]) -> None:
+    if not parameters:
+        raise ValueError("the module has no trainable parameter to lay out")
+    (first, reference), *others = parameters.items()
+    for name, p in others:
+        if (p.dtype, p.device) != (reference.dtype, reference.device):
+            raise ValueError(
+                f"{name} is {p.dtype} on {p.device}, {first} {reference.dtype} on "
+                f"{reference.device}: one vector needs one dtype and one device"
+            )
+
+
+def _memory_axes(tensor: Tensor) -> list[int]:
+    """The axes from the slowest to the fastest in memory: (0, 1, ...) if contiguous."""
+    return sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis))
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """The tensor with its axes as they lie in memory, and so channels-last stays."""
+    return tensor.permute(_memory_axes(tensor))
+
+
+def _axes_from_memory(tensor: Tensor) -> list[int]:
+    """The permutation that undoes `_in_memory_order`."""
+    axes = _memory_axes(tensor)
+    return [axes.index(axis) for axis in range(tensor.dim())]

@@ -1,0 +1,21 @@
+"""Train a network: python scripts/train.py [EXPERIMENT.toml] [--key VALUE ...]"""
+
+import sys
+import time
+
+STARTED = time.perf_counter()
+
+from minitrain.config import parse  # noqa: E402
+from minitrain.errors import exit_code  # noqa: E402
+
+
+def main() -> int:
+    config = parse(sys.argv[1:])
+    from minitrain.experiment import run  # with torch: only now that all is checked
+
+    run(config, started=STARTED)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,552 @@
+"""Gradient descent on functions of R^n: the walk, the picture, and the script."""
+
+import cmath
+import functools
+import importlib.util
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from minitrain import figures
+from minitrain.descent import (
+    EXAMPLES,
+    LARGEST,
+    NUM_RISES,
+    Example,
+    Trajectory,
+    bowl,
+    descend,
+    himmelblau,
+    paraboloid,
+    rosenbrock,
+    saddle,
+)
+from minitrain.errors import exit_code
+from minitrain.figures import draw_descent
+from minitrain.gradients import check_gradient, gradient
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "descend.py"
+
+each_example = pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
+
+
+def vector(*numbers: float) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def random_points(scale: float) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return scale * torch.randn(30, 2, dtype=torch.float64, generator=generator)
+
+
+@functools.cache
+def walk(example: Example) -> Trajectory:
+    return descend(example.function, example.start, lr=example.lr, steps=example.steps)
+
+
+def all_numbers(trajectory: Trajectory) -> Tensor:
+    columns = (trajectory.values, trajectory.grad_norms)
+    matrices = (trajectory.points, trajectory.gradients)
+    return torch.cat([*columns, *(matrix.flatten() for matrix in matrices)])
+
+
+# The walk
+
+
+def test_on_the_paraboloid_the_iterates_are_powers():
+    """theta_k = (1 - 2 lr)^k theta_0, and f, grad f and |grad f| follow from it."""
+    seen = descend(paraboloid, (3, 4), lr=0.1, steps=30)
+    powers = vector(*(0.8**k for k in range(31)))
+    points = powers[:, None] * vector(3, 4)
+    close = {"rtol": 0, "atol": 1e-12}  # 30 roundings of numbers below 25
+    torch.testing.assert_close(seen.points, points, **close)
+    torch.testing.assert_close(seen.values, 25 * powers**2, **close)
+    torch.testing.assert_close(seen.gradients, 2 * points, **close)
+    torch.testing.assert_close(seen.grad_norms, 10 * powers, **close)
+    assert seen.diverged is None
+
+
+def test_lr_one_half_arrives_in_one_step():
+    seen = descend(paraboloid, (3, 4), lr=0.5, steps=3)
+    assert seen.points[1:].abs().max() == 0 and seen.grad_norms[1:].max() == 0
+
+
+def test_lr_one_keeps_the_value():
+    seen = descend(paraboloid, (3, 4), lr=1, steps=100)
+    assert seen.diverged is None and len(seen.values) == 101
+    assert (seen.values == 25).all()
+    assert torch.equal(seen.points[1], vector(-3, -4))
+
+
+@pytest.mark.parametrize("lr", [1.0001, 1.1, 2, 1e3, 1e30, 1e308])
+def test_lr_above_one_diverges_and_is_finite_all_the_same(lr: float):
+    seen = descend(paraboloid, (3, 4), lr=lr, steps=200)
+    assert seen.diverged is not None and 1 <= seen.diverged <= NUM_RISES
+    assert len(seen.points) == len(seen.values) == seen.diverged
+    assert all_numbers(seen).abs().max() <= LARGEST
+    before = descend(paraboloid, (3, 4), lr=lr, steps=max(1, seen.diverged - 1))
+    assert torch.equal(before.values, seen.values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_overflow_is_divergence_in_every_dtype(dtype: torch.dtype):
+    seen = descend(rosenbrock, torch.tensor([-1.2, 1.0], dtype=dtype), lr=1, steps=50)
+    assert seen.diverged is not None and seen.diverged < NUM_RISES
+    assert all_numbers(seen).isfinite().all()
+
+
+def test_a_value_that_is_not_a_number_is_divergence():
+    seen = descend(lambda p: p.sqrt().sum(), [1.0], lr=3, steps=5)
+    assert seen.diverged == 1 and seen.points.tolist() == [[1.0]]
+
+
+def test_momentum_may_climb_for_a_while():
+    """Rises count only in a row and above all values before."""
+    seen = descend(paraboloid, (3, 4), lr=0.001, momentum=0.99, steps=300)
+    rises = (seen.values.diff() > 0).sum()
+    assert rises > NUM_RISES and seen.diverged is None
+
+
+def test_dtype_is_that_of_a_tensor_else_float64():
+    start = torch.tensor([3.0, 4.0], dtype=torch.float32)
+    seen = descend(paraboloid, start, lr=0.1, steps=2)
+    assert all_numbers(seen).dtype == torch.float32
+    assert start.tolist() == [3, 4] and not start.requires_grad
+    assert all_numbers(descend(paraboloid, [3, 4], lr=0.1, steps=2)).dtype == (
+        torch.float64
+    )
+
+
+@pytest.mark.parametrize("n", [1, 3, 50])
+def test_any_number_of_variables(n: int):
+    """f = sum of c_i x_i^2 shrinks x_i by 1 - 2 lr c_i."""
+    c = torch.linspace(1, 4, n, dtype=torch.float64)
+    seen = descend(lambda x: c @ x**2, torch.ones_like(c), lr=0.1, steps=20)
+    expected = torch.stack([(1 - 0.2 * c) ** k for k in range(21)])
+    torch.testing.assert_close(seen.points, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("lr", "momentum"), [(0.1, 0.9), (0.05, 0.5), (0.3, 0.1)])
+def test_momentum_follows_the_heavy_ball(lr: float, momentum: float):
+    """x_{k+1} = (1 + momentum - 2 lr) x_k - momentum x_{k-1}, solved by its roots."""
+    trace = 1 + momentum - 2 * lr
+    root = cmath.sqrt(trace**2 - 4 * momentum)
+    r, s = (trace + root) / 2, (trace - root) / 2
+    # x_k = a r^k + b s^k with x_0 = 1 and x_1 = 1 - 2 lr: the first buffer is grad f.
+    a = (1 - 2 * lr - s) / (r - s)
+    expected = vector(*((a * r**k + (1 - a) * s**k).real for k in range(41)))
+    seen = descend(paraboloid, (1, 0), lr=lr, steps=40, momentum=momentum)
+    torch.testing.assert_close(seen.points[:, 0], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"momentum": 0.9, "nesterov": True}, {"momentum": 0.8, "dampening": 0.3}],
+    ids=str,
+)
+def test_options_are_those_of_torch(options: dict[str, Any]):
+    seen = descend(himmelblau, (-1, 0), lr=0.001, steps=20, **options)
+    theta = vector(-1, 0).requires_grad_()
+    optimizer = torch.optim.SGD([theta], lr=0.001, foreach=False, **options)
+    for point in seen.points:
+        assert torch.equal(theta, point)
+        optimizer.zero_grad()
+        himmelblau(theta).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("start", "options", "message"),
+    [
+        ([], {}, r"shape \(0,\)"),
+        (torch.ones(2, 2), {}, r"shape \(2, 2\)"),
+        ((math.nan, 0), {}, "not finite"),
+        ((1e200, 0), {}, "not finite"),
+        ((3, 4), {"steps": 0}, "steps = 0"),
+        ((3, 4), {"lr": -1}, "lr = -1"),
+        ((3, 4), {"lr": math.nan}, "lr = nan"),
+        ((3, 4), {"momentum": -0.1}, "momentum = -0.1"),
+        ((3, 4), {"nesterov": True}, "nesterov needs momentum"),
+    ],
+)
+def test_bad_arguments_are_refused(start: Any, options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        descend(paraboloid, start, **({"lr": 0.1, "steps": 3} | options))
+
+
+def test_integers_have_no_gradient():
+    with pytest.raises(TypeError, match="int64"):
+        descend(paraboloid, torch.tensor([3, 4]), lr=0.1, steps=1)
+
+
+# The named functions
+
+
+@each_example
+def test_minima_are_stationary_and_have_the_stated_value(example: Example):
+    for minimum in example.minima:
+        at = gradient(example.function)(vector(*minimum))
+        assert isinstance(at, Tensor) and at.norm() < 1e-9
+        assert abs(example.function(vector(*minimum)).item() - example.minimum) < 1e-18
+        around = vector(*minimum) + random_points(scale=1e-3)
+        assert all(example.function(point) > example.minimum for point in around)
+    assert bool(example.minima) == math.isfinite(example.minimum)
+
+
+@each_example
+def test_formula_is_the_function(example: Example):
+    python = re.sub(r"(?<=[\dxy]) (?=[xy(])", " * ", example.formula.replace("^", "**"))
+    for point in random_points(scale=3):
+        x, y = point.tolist()
+        expected = eval(python, {"x": x, "y": y})
+        assert math.isclose(example.function(point).item(), expected, rel_tol=1e-12)
+    assert example.formula in " ".join((example.function.__doc__ or "").split())
+
+
+@each_example
+def test_gradients_agree_with_finite_differences(example: Example):
+    for point in random_points(scale=2):
+        assert check_gradient(example.function, point).relative_difference < 1e-7
+
+
+@each_example
+def test_the_usual_walk_stays_in_sight_and_ends_near_a_minimum(example: Example):
+    seen = walk(example)
+    assert seen.diverged is None
+    left, right, bottom, top = example.window
+    x, y = seen.points.T
+    assert left < x.min() and x.max() < right and bottom < y.min() and y.max() < top
+    if example.minima:
+        end = seen.points[-1].tolist()
+        assert min(math.dist(end, minimum) for minimum in example.minima) < 0.1
+        assert seen.values[-1] < 0.01
+
+
+def test_a_walk_beside_the_ridge_of_the_saddle_runs_away_along_y():
+    seen = walk(EXAMPLES["saddle"])
+    k = torch.arange(31, dtype=torch.float64)
+    expected = torch.stack([3 * 0.8**k, 0.01 * 1.2**k], dim=1)
+    torch.testing.assert_close(seen.points, expected, rtol=0, atol=1e-12)
+    assert seen.values[-1] < -5 and seen.diverged is None
+    far = descend(saddle, (3, 0.01), lr=0.1, steps=1000)
+    assert far.diverged is not None and all_numbers(far).abs().max() <= LARGEST
+
+
+def test_a_walk_on_the_ridge_of_the_saddle_stays_there():
+    seen = descend(saddle, (3, 0), lr=0.1, steps=200)
+    assert (seen.points[:, 1] == 0).all()
+    assert 0 <= seen.values[-1] < 1e-30
+
+
+TANGENTS: dict[Callable[[Tensor], Tensor], Callable[[float], tuple[Tensor, Tensor]]] = {
+    paraboloid: lambda t: (
+        vector(math.cos(t), math.sin(t)),
+        vector(-math.sin(t), math.cos(t)),
+    ),
+    bowl: lambda t: (
+        vector(math.cos(t), math.sin(t) / math.sqrt(10)),
+        vector(-math.sin(t), math.cos(t) / math.sqrt(10)),
+    ),
+    saddle: lambda t: (
+        vector(math.cosh(t), math.sinh(t)),
+        vector(math.sinh(t), math.cosh(t)),
+    ),
+}
+"""Level sets f = 1 as curves: the point at a parameter, and the tangent there."""
+
+
+@pytest.mark.parametrize("function", TANGENTS, ids=lambda f: f.__name__)
+def test_the_gradient_is_orthogonal_to_the_level_set(
+    function: Callable[[Tensor], Tensor],
+):
+    for t in torch.linspace(-3, 3, 61).tolist():
+        point, tangent = TANGENTS[function](t)
+        assert math.isclose(function(point).item(), 1, abs_tol=1e-12)
+        at = gradient(function)(point)
+        assert isinstance(at, Tensor)
+        assert abs(at / at.norm() @ tangent / tangent.norm()) < 1e-12
+
+
+# The picture
+
+
+def draw(example: Example, trajectory: Trajectory) -> bytes:
+    return draw_descent(
+        example.function,
+        trajectory,
+        title=f"$f(x, y) = {example.formula}$",
+        minima=example.minima,
+        window=example.window,
+    )
+
+
+def assert_is_a_picture(png: bytes) -> None:
+    assert png.endswith(b"IEND\xaeB`\x82")
+    image = Image.open(BytesIO(png)).convert("RGB")
+    assert min(image.size) > 400 and max(image.size) < 1500
+    assert len(image.getcolors(maxcolors=2**24) or []) > 50
+
+
+@each_example
+def test_arrows_are_the_gradients_on_equal_axes(
+    example: Example, monkeypatch: pytest.MonkeyPatch
+):
+    drawn = []
+    monkeypatch.setattr(figures, "_png", drawn.append)
+    monkeypatch.setattr(figures, "NUM_GRID", 51)
+    seen = walk(example)
+    draw(example, seen)
+    (axes,) = drawn[0].axes
+    assert axes.get_aspect() == 1 and example.formula in axes.get_title()
+    (arrows,) = [
+        artist for artist in axes.collections if type(artist).__name__ == "Quiver"
+    ]
+    assert arrows.angles == arrows.scale_units == "xy" and arrows.scale == 1
+    feet = torch.as_tensor(arrows.XY)
+    directions = torch.stack([torch.as_tensor(arrows.U), torch.as_tensor(arrows.V)], 1)
+    assert 1 <= len(feet) <= 10
+    scales, values = [], []
+    for foot, direction in zip(feet, directions, strict=True):
+        (row,) = (seen.points == foot).all(dim=1).nonzero()[:, 0]
+        grad = seen.gradients[row]
+        values.append(seen.values[row].item())
+        scales.append((direction @ grad / grad.norm() ** 2).item())
+        torch.testing.assert_close(direction, scales[-1] * grad, rtol=0, atol=1e-12)
+    level_sets = [list(getattr(artist, "levels", ())) for artist in axes.collections]
+    assert sorted(values) in level_sets
+    assert min(scales) > 0 and math.isclose(min(scales), max(scales), rel_tol=1e-12)
+
+
+@each_example
+def test_the_same_walk_gives_the_same_picture(example: Example):
+    first, second = (draw(example, walk(example)) for _ in range(2))
+    assert first == second
+    assert_is_a_picture(first)
+
+
+@pytest.mark.parametrize("lr", [0.1, 1.1, 1e30])
+@pytest.mark.parametrize("name", ["paraboloid", "himmelblau", "saddle"])
+def test_a_diverging_walk_has_a_picture(
+    name: str, lr: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(figures, "NUM_GRID", 51)
+    example = EXAMPLES[name]
+    seen = descend(example.function, example.start, lr=lr, steps=300)
+    window = example.window if lr < 1e30 else None
+    assert_is_a_picture(draw_descent(example.function, seen, title="", window=window))
+
+
+def test_functions_of_other_than_two_variables_are_drawn_over_the_steps():
+    for n in (1, 3):
+        seen = descend(lambda x: x @ x, torch.ones(n), lr=0.1, steps=20)
+        assert_is_a_picture(draw_descent(lambda x: x @ x, seen, title="R^n"))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p: p @ p if p[0] > 0 else (p**4).sum(),  # cannot be mapped over a grid
+        lambda p: p.log().sum() ** 2,  # is no number in three quarters of the plane
+        lambda p: 0 * p.sum(),  # has no slope
+    ],
+    ids=["branching", "partial", "flat"],
+)
+def test_functions_of_ones_own(
+    function: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(figures, "NUM_GRID", 51)
+    seen = descend(function, torch.tensor([2.0, 3.0]), lr=0.1, steps=20)
+    window = (-2.0, 2.0, -2.0, 2.0)
+    assert_is_a_picture(draw_descent(function, seen, title="own", window=window))
+
+
+# The script
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("descend", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], int]:
+    """Run the script in this process, in an empty folder; the exit code."""
+
+    def run(arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["descend.py", *arguments.split()])
+        try:
+            return exit_code(script.main)
+        except SystemExit as exit:
+            assert isinstance(exit.code, int)
+            return exit.code
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+def in_a_process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_names_are_those_of_the_functions(script: ModuleType):
+    assert get_args(script.Name) == tuple(EXAMPLES)
+
+
+def test_help_does_not_wait_for_torch(tmp_path: Path):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['descend.py', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    assert not {'torch', 'matplotlib', 'tensorboard'} & set(sys.modules)\n"
+    )
+    done = in_a_process("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in EXAMPLES)
+
+
+def test_a_whole_run(tmp_path: Path):
+    command = ["paraboloid", "--start", "3", "4", "--lr", "0.1", "--steps", "30"]
+    done = in_a_process(str(SCRIPT), *command, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[:3] == [
+        "step          x          y       value      df/dx      df/dy    |grad|",
+        "   0     3.0000     4.0000      25.000     6.0000     8.0000    10.000",
+        "   1     2.4000     3.2000      16.000     4.8000     6.4000    8.0000",
+    ]
+    assert len({len(line) for line in lines[:32]}) == 1 and len(lines[0]) <= 80
+    assert lines[33].startswith("Arrived near the minimum (0, 0) after 30 steps")
+
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"descend-paraboloid-\d{8}-\d{6}", folder.name)
+    png = (folder / "descent.png").read_bytes()
+    assert_is_a_picture(png)
+    assert all(
+        str(path.relative_to(tmp_path)) in done.stdout for path in folder.iterdir()
+    )
+
+    events = EventAccumulator(str(folder)).Reload()
+    values = [(event.step, event.value) for event in events.Scalars("value")]
+    norms = [event.value for event in events.Scalars("grad_norm/global")]
+    assert values[:2] == [(0, 25), (1, 16)] and norms[:2] == [10, 8]
+    assert len(values) == len(norms) == 31
+    assert events.Images("descent")[0].encoded_image_string == png
+    (text,) = events.Tensors("run/equation/text_summary")
+    (markdown,) = text.tensor_proto.string_val
+    assert "theta <- theta - lr * grad f(theta)" in markdown.decode()
+    assert "(2.4, 3.2) = (3, 4) - 0.1 * (6, 8)" in markdown.decode()
+
+
+def test_divergence_is_told_with_all_that_is_finite(
+    run: Callable[[str], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run("paraboloid --lr 1.1 --run-dir here") == 6
+    out, err = capsys.readouterr()
+    assert "Diverged at step 10: lr = 1.1 is too large" in err
+    assert len(out.splitlines()) == 1 + 10 + 2 and "inf" not in out
+    assert_is_a_picture((tmp_path / "here" / "descent.png").read_bytes())
+    assert run("paraboloid --lr 1e300 --run-dir there") == 6
+    assert run("saddle --steps 1000") == 6
+    assert "falls for ever" in capsys.readouterr().err
+
+
+def test_every_run_has_a_folder_of_its_own(
+    run: Callable[[str], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run("bowl --steps 3") == run("bowl --steps 3 --lr 0.1 --start 0 1") == 0
+    first, second = (tmp_path / "runs").iterdir()
+    out = capsys.readouterr().out
+    assert out.count("Not arrived after 3 steps") == 2
+    assert "Try more --steps" in out and "Try a smaller --lr" in out
+    assert run(f"bowl --steps 3 --run-dir {first}") == 7
+    assert "is not empty" in capsys.readouterr().err
+    assert len(list(first.iterdir())) == len(list(second.iterdir())) == 2
+    (tmp_path / "file").touch()
+    assert run("bowl --steps 3 --run-dir file") == 5
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_equation_is_the_first_step_for_all_options(
+    script: ModuleType, run: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+):
+    texts: list[str] = []
+    monkeypatch.setattr(script, "keep", lambda *arguments: texts.append(arguments[-1]))
+    monkeypatch.setattr(Path, "glob", lambda *_: ["events"])
+    run("paraboloid --momentum 0.5 --nesterov --steps 1")
+    assert "theta <- theta - lr * (grad f(theta) + momentum * b)" in texts[0]
+    assert "(2.1, 2.8) = (3, 4) - 0.1 * (9, 12)" in texts[0]
+    run("paraboloid --momentum 0.5 --steps 1")
+    assert "theta <- theta - lr * b" in texts[1]
+    assert "(2.4, 3.2) = (3, 4) - 0.1 * (6, 8)" in texts[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "required"),
+        ("plane", "invalid choice 'plane'"),
+        ("bowl --speed 3", "--speed"),
+        ("bowl --start 3", "start: (3.0,) must be two numbers"),
+        ("bowl --start 3 4 5", "start: (3.0, 4.0, 5.0) must be two numbers"),
+        ("bowl --start", "start: () must be two numbers"),
+        ("bowl --start 3 nan", "start.1 = nan: must be a finite number"),
+        ("bowl --start inf 3", "start.0 = inf: must be a finite number"),
+        ("bowl --start 1e300 0", "start = [1e+300, 0.0]: f or its gradient"),
+        ("bowl --lr 0", "lr = 0.0: must be greater than 0"),
+        ("bowl --lr -0.1", "lr = -0.1: must be greater than 0"),
+        ("bowl --lr nan", "lr = nan: must be a finite number"),
+        ("bowl --lr inf", "lr = inf: must be a finite number"),
+        ("bowl --lr fast", "--lr: could not convert string to float: 'fast'"),
+        ("bowl --steps 0", "steps = 0: must be greater than or equal to 1"),
+        ("bowl --steps 2.5", "'2.5'"),
+        ("bowl --momentum -1", "momentum = -1.0: must be greater than or equal to 0"),
+        ("bowl --nesterov", "nesterov: needs momentum > 0"),
+    ],
+)
+def test_bad_settings_end_with_2_and_leave_no_trace(
+    arguments: str,
+    message: str,
+    run: Callable[[str], int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    assert run(f"{arguments} --run-dir new") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in " ".join(err.replace("│", "").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_settings_in_a_process(tmp_path: Path):
+    done = in_a_process(str(SCRIPT), "bowl", "--lr", "-1", cwd=tmp_path)
+    message = "error: lr = -1.0: must be greater than 0\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+    assert list(tmp_path.iterdir()) == []
