@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minitrain.digits import draw_digits
+from minitrain.digits import VERSION, draw_digits
 from minitrain.download import fetch
 from minitrain.instruments import fingerprint
 from minitrain.storage import replacing
@@ -152,7 +152,7 @@ def digits(root: Path, num_train: int = 60_000, num_test: int = 10_000) -> Datas
         train, test = draw_digits(num_train, seed=0), draw_digits(num_test, seed=1)
         return Examples(*train), Examples(*test)
 
-    path = root / "minitrain" / f"digits-{num_train}-{num_test}.pt"
+    path = root / "minitrain" / f"digits-{num_train}-{num_test}-v{VERSION}.pt"
     return Dataset("digits", tuple("0123456789"), *_cached(path, draw))
 
 

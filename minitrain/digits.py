@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Generator, Tensor
 from torch.nn import functional
 
+VERSION = 1  # to be raised when the images change: copies of them are kept
 SIZE = 28  # pixels along each side of an image, as in MNIST
 PIXEL = 2 / SIZE  # one pixel in grid_sample's coordinates, from -1 to 1 on each side
 
