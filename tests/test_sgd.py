@@ -1,0 +1,556 @@
+"""The rule: torch.optim.SGD to the last bit, and the right numbers where torch errs.
+
+"Trap n" is one of the 21 traps of a hand-written SGD, "defect Dn" one of torch's own;
+what an optimizer does around the rule is tested in test_sgd_optimizer.py.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import minitrain.sgd
+from minitrain.sgd import SGD, sgd_update
+from minitrain.vector import ParameterVector
+
+Options = dict[str, Any]
+MakeOptimizer = Callable[..., Optimizer]
+BeforeStep = Callable[[Optimizer, int], None]
+
+TorchSGD = partial(torch.optim.SGD, foreach=False)
+
+NAMES = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
+# Trap 21: with dampening = 0.5, d and 1 - d would look the same.
+VALUES = product((0, 0.9), (0, 0.3), (0, 1e-3), (False, True), (False, True))
+# The 20 legal ones of 32 combinations; 5 dtypes and 3 kinds of lr make 300 of them.
+OPTIONS = [
+    options
+    for options in (dict(zip(NAMES, values, strict=True)) for values in VALUES)
+    if not options["nesterov"] or (options["momentum"] and not options["dampening"])
+]
+EVERYTHING = {"momentum": 0.9, "dampening": 0.3, "weight_decay": 1e-3, "maximize": True}
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64)
+
+
+def one_element_lr(value: float) -> Tensor:
+    return torch.tensor([[value]])
+
+
+# Trap 10: Python's 0.1, or the float32 nearest to it, whatever the parameters' dtype.
+LRS = (float, torch.tensor, one_element_lr)
+
+
+def each(name: str, values: Iterable[Any]) -> pytest.MarkDecorator:
+    """parametrize, with readable names: of options, for one, those that are on."""
+
+    def label(value: Any) -> str:
+        if isinstance(value, dict):
+            return ",".join(f"{k}={v}" for k, v in value.items() if v) or "plain"
+        if isinstance(value, type):
+            return f"{value.__module__.partition('.')[0]}.{value.__name__}"
+        return getattr(value, "__name__", str(value))
+
+    return pytest.mark.parametrize(name, values, ids=label)
+
+
+# Running two optimizers side by side.
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def snapshot(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Everything that a step may write to, by name; a vector, parameter by parameter.
+
+    These are the live tensors: deepcopy them to compare with what comes later.
+    """
+    tensors: dict[str, Tensor] = {}
+    for i, p in enumerate(parameters_of(optimizer)):
+        found = {"parameter": p, "gradient": p.grad} | optimizer.state.get(p, {})
+        for name, value in found.items():
+            if value is not None:
+                flat = value.detach().to_dense() if value.is_sparse else value.detach()
+                parts = p.vector.split(flat) if hasattr(p, "vector") else [flat]
+                tensors |= {f"{name} {i + j}": part for j, part in enumerate(parts)}
+    return tensors
+
+
+def unequal(mine: dict[str, Tensor], reference: dict[str, Tensor]) -> list[str]:
+    """The names of the tensors that differ by a bit, or that only one side has."""
+
+    def same(name: str) -> bool:
+        both = name in mine and name in reference
+        return both and torch.equal(mine[name], reference[name])
+
+    return [name for name in sorted(mine | reference) if not same(name)]
+
+
+def first_difference(
+    ours: Optimizer,
+    theirs: Optimizer,
+    before_step: BeforeStep,
+    steps: Iterable[int] = range(1, 51),
+) -> str | None:
+    """The step after which two optimizers differ, and in what; None if nowhere."""
+    for step in steps:
+        for optimizer in (ours, theirs):
+            before_step(optimizer, step)
+            optimizer.step()
+        if names := unequal(snapshot(ours), snapshot(theirs)):
+            return f"step {step}: {', '.join(names)}"
+    return None
+
+
+def two_groups(
+    dtype: torch.dtype = torch.float32,
+    options: Options = EVERYTHING,
+    make_lr: Callable[[float], Any] = float,
+) -> list[dict[str, Any]]:
+    """Parameters of every layout in two unlike groups, the same at each call."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=dtype, generator=generator)
+
+    channels_last = draw(2, 3, 2, 2).to(memory_format=torch.channels_last)
+    first = [draw(5, 3), draw(), draw(0, 3), draw(4, 3).t()]
+    second = [draw(16)[::2], channels_last]
+    unlike = {
+        "momentum": 0.5,
+        "dampening": 0.2,
+        "weight_decay": 0,
+        "nesterov": False,
+        "maximize": not options["maximize"],
+    }
+    return [
+        {"params": [nn.Parameter(x) for x in first], "lr": make_lr(0.1), **options},
+        {"params": [nn.Parameter(x) for x in second], "lr": make_lr(0.05), **unlike},
+    ]
+
+
+def twins(make_groups: Callable[[], Any] = two_groups) -> tuple[Optimizer, Optimizer]:
+    return SGD(make_groups()), TorchSGD(make_groups())
+
+
+LATE = 10  # the step in which the second group gets its first gradients
+
+
+def decay_lr(optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.95  # a tensor, in place: it is read at every step (trap 10)
+
+
+def give_gradients(optimizer: Optimizer, step: int) -> None:
+    """Drawn from the step: now and then None (trap 9), else in place (trap 3)."""
+    decay_lr(optimizer)
+    generator = torch.Generator().manual_seed(step)
+    for g, group in enumerate(optimizer.param_groups):
+        for i, p in enumerate(group["params"]):
+            grad = torch.randn(p.shape, dtype=p.dtype, generator=generator)
+            if (step + i) % 5 == 0 or (g == 1 and step < LATE):
+                p.grad = None
+            elif p.grad is None:
+                p.grad = grad
+            else:
+                p.grad.copy_(grad)
+
+
+def training_twins(
+    module: nn.Module,
+    draw: Callable[[], Tensor],
+    params: Callable[[nn.Module], Any] = nn.Module.parameters,
+    **options: Any,
+) -> tuple[Optimizer, Optimizer, BeforeStep]:
+    """Ours for a module, torch's for its copy, and the backward pass of both.
+
+    The loss is the mean square of the module's output at an input drawn in each step.
+    """
+    twin = copy.deepcopy(module)
+    trainable = [p for p in twin.parameters() if p.requires_grad]
+    theirs = TorchSGD(trainable, **copy.deepcopy(options))
+    ours = SGD(params(module), **options)
+    modules = {ours: module, theirs: twin}
+
+    def backward(optimizer: Optimizer, step: int) -> None:
+        decay_lr(optimizer)
+        optimizer.zero_grad()
+        torch.manual_seed(step)
+        modules[optimizer](draw()).square().mean().backward()
+
+    return ours, theirs, backward
+
+
+def difference_from_torch(
+    optimizer_class: MakeOptimizer, *arguments: Any
+) -> str | None:
+    """Where a class first differs from torch's SGD, in 50 steps over `two_groups`."""
+    ours = optimizer_class(two_groups(*arguments))
+    return first_difference(ours, TorchSGD(two_groups(*arguments)), give_gradients)
+
+
+# The table: traps 1 to 5 and 9 to 11, in every combination.
+
+
+@each("options", OPTIONS)
+@each("make_lr", LRS)
+@each("dtype", DTYPES)
+def test_equals_torch(dtype, make_lr, options):
+    assert difference_from_torch(SGD, dtype, options, make_lr) is None
+
+
+@each("options", OPTIONS)
+@each("make_lr", LRS[:2])
+@each("dtype", [torch.float64, torch.float32])
+def test_vector_equals_torch_over_a_list(dtype, make_lr, options):
+    """With the gradients of a network, which backward writes into the vector."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(3 * 2 * 2, 3),
+    ).to(dtype)
+    images = partial(torch.randn, 4, 2, 4, 4, dtype=dtype)
+    run = training_twins(network, images, ParameterVector, lr=make_lr(0.1), **options)
+    assert first_difference(*run) is None
+
+
+@each("flags", [{"foreach": True}, {"fused": True}])
+@each("options", OPTIONS)
+def test_flags_change_no_bit(options, flags):
+    """With late gradients too, at which torch's fused SGD stops: defect D3, trap 20."""
+    flagged = partial(SGD, **flags)
+    assert difference_from_torch(flagged, torch.float32, options) is None
+
+
+@given(data=st.data())
+@settings(derandomize=True, deadline=None, max_examples=150)
+def test_equals_torch_for_any_options(data):
+    """Options, shapes, dtypes and patterns of gradients that nobody thought of."""
+
+    def number(low: float, high: float) -> float:
+        return data.draw(st.floats(low, high, allow_subnormal=False))
+
+    momentum = number(0, 1.2)
+    nesterov = momentum > 0 and data.draw(st.booleans())
+    options = {
+        "lr": number(0, 1),
+        "momentum": momentum,
+        "dampening": 0 if nesterov else number(-1, 2),
+        "weight_decay": number(0, 0.1),
+        "nesterov": nesterov,
+        "maximize": data.draw(st.booleans()),
+    }
+    dtype = data.draw(st.sampled_from(DTYPES))
+    shape = st.lists(st.integers(0, 9), max_size=3)
+    shapes = data.draw(st.lists(shape, min_size=1, max_size=4))
+    present = st.lists(st.booleans(), min_size=len(shapes), max_size=len(shapes))
+    pattern = data.draw(st.lists(present, min_size=1, max_size=6))
+
+    def give(optimizer: Optimizer, step: int) -> None:
+        torch.manual_seed(step)
+        for p, has_gradient in zip(
+            parameters_of(optimizer), pattern[step], strict=True
+        ):
+            p.grad = torch.randn_like(p) if has_gradient else None
+
+    ours, theirs = twins(
+        lambda: [{"params": [torch.ones(s, dtype=dtype) for s in shapes], **options}]
+    )
+    assert first_difference(ours, theirs, give, range(len(pattern))) is None
+
+
+@each("dtype, bound", [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+@each("options", OPTIONS)
+def test_fused_torch_differs_by_rounding_alone(options, dtype, bound):
+    """Its one kernel rounds in other places than the operations of the plain path."""
+    start = torch.linspace(-2, 2, 9, dtype=dtype)
+    ours, theirs = (
+        optimizer_class([start.clone()], lr=0.1, fused=True, **options)
+        for optimizer_class in (SGD, torch.optim.SGD)
+    )
+    for step in range(50):
+        for optimizer in (ours, theirs):
+            torch.manual_seed(step)
+            parameters_of(optimizer)[0].grad = torch.randn_like(start)
+            optimizer.step()
+    torch.testing.assert_close(snapshot(ours), snapshot(theirs), rtol=0, atol=bound)
+
+
+@each("make_lr", LRS)
+def test_options_may_change_between_steps(make_lr):
+    """A step with lr = 0 moves the buffers (trap 8), momentum off and on resumes the
+    old buffer (trap 7), nesterov without momentum is ignored (trap 5)."""
+    changes = {
+        12: {"lr": make_lr(0.0)},
+        15: {"lr": make_lr(0.2), "momentum": 0, "nesterov": True, "dampening": 0},
+        22: {"momentum": 0.8, "nesterov": False, "dampening": 0.1},
+        28: {"weight_decay": 0.1, "maximize": False},
+    }
+
+    def change(optimizer: Optimizer, step: int) -> None:
+        for group in optimizer.param_groups:
+            group |= copy.deepcopy(changes.get(step, {}))
+        give_gradients(optimizer, step)
+
+    groups = partial(two_groups, make_lr=make_lr)
+    assert first_difference(*twins(groups), change) is None
+
+
+# Mutants: mistakes that others have made, and that the table has to report.
+
+
+def rounded_twice(param, grad, buf, *, lr, **options):
+    """Trap 1: theta - lr * b, where theta.add(b, alpha=-lr) rounds once."""
+    before = param.clone()
+    buf = sgd_update(param, grad, buf, lr=lr, **options)
+    param.copy_(before - lr * buf)
+    return buf
+
+
+def dampened_first_step(param, grad, buf, **options):
+    """Trap 2: a buffer that starts at zero."""
+    return sgd_update(
+        param, grad, torch.zeros_like(param) if buf is None else buf, **options
+    )
+
+
+class GlobalFirstStep:
+    """Trap 2: after the optimizer's first step, all parameters count as started."""
+
+    def __init__(self):
+        self.is_over = False
+
+    def __call__(self, param, grad, buf, **options):
+        self.is_over |= buf is not None
+        rule = dampened_first_step if self.is_over else sgd_update
+        return rule(param, grad, buf, **options)
+
+
+def aliased_buffer(param, grad, buf, **options):
+    """Trap 3: a first buffer that is the gradient, not a copy of it."""
+    new = sgd_update(param, grad, buf, **options)
+    return grad if buf is None and torch.equal(new, grad) else new
+
+
+def ascent_by_the_sign_of_lr(param, grad, buf, *, lr, maximize, **options):
+    """Trap 4: weight decay becomes growth."""
+    return sgd_update(param, grad, buf, lr=-lr if maximize else lr, **options)
+
+
+def decay_after_momentum(param, grad, buf, *, lr, weight_decay, **options):
+    decay = param * weight_decay
+    buf = sgd_update(param, grad, buf, lr=lr, **options)
+    param.sub_(decay, alpha=lr)
+    return buf
+
+
+def lr_inside_buffer(param, grad, buf, *, lr, weight_decay, **options):
+    """The convention of Keras: each gradient keeps the lr of its own step."""
+    return sgd_update(
+        param, grad * lr, buf, lr=1, weight_decay=weight_decay * lr, **options
+    )
+
+
+SOME = torch.linspace(1, 2, 99)
+rounds_twice_here = pytest.mark.skipif(
+    torch.equal(SOME.add(SOME, alpha=0.1), SOME + 0.1 * SOME),
+    reason="torch itself rounds twice on a processor without fused multiply-add",
+)
+
+
+@pytest.mark.parametrize(
+    "mutant, step",
+    [
+        pytest.param(rounded_twice, 1, marks=rounds_twice_here),
+        (dampened_first_step, 1),
+        (GlobalFirstStep(), LATE),
+        (aliased_buffer, LATE + 1),  # when the gradient is written anew
+        (ascent_by_the_sign_of_lr, 1),
+        (decay_after_momentum, 1),
+        (lr_inside_buffer, 1),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_mutant_is_reported_at_the_step_where_it_errs(mutant, step, monkeypatch):
+    monkeypatch.setattr(minitrain.sgd, "sgd_update", mutant)
+    report = difference_from_torch(SGD)
+    assert report is not None and report.startswith(f"step {step}:")
+
+
+# One parameter and a few steps: what can be checked by hand.
+
+
+def walk(
+    optimizer_class: MakeOptimizer, *grads: float | None, **options: Any
+) -> dict[str, Tensor]:
+    """Where theta = (1, 1) comes to with these gradients, one for each step."""
+    theta = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = optimizer_class([theta], **options)
+    for grad in grads:
+        theta.grad = None if grad is None else torch.full_like(theta, grad)
+        optimizer.step()
+    return snapshot(optimizer)
+
+
+def assert_all(tensor: Tensor, value: float) -> None:
+    torch.testing.assert_close(tensor.detach(), torch.full_like(tensor, value))
+
+
+def test_descent_of_the_paraboloid():
+    """On x^2 + y^2 each step multiplies theta by 1 - 2 lr, here by 1/2: exactly."""
+    start = torch.tensor([3.0, 4.0])
+    theta = nn.Parameter(start.clone())
+    optimizer = SGD([theta], lr=0.25)
+    for step in range(1, 11):
+        optimizer.zero_grad()
+        theta.square().sum().backward()
+        optimizer.step()
+        assert torch.equal(theta, start / 2**step)
+
+
+def test_lr_scales_the_whole_buffer_when_it_drops():
+    """b = 1, 1.9, 2.71, 3.439: theta = -0.35149, where lr inside b gives -0.6439."""
+    theta = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    theta.grad = torch.ones_like(theta)
+    optimizer = SGD([theta], momentum=0.9)
+    for lr in (0.1, 0.1, 0.01, 0.01):
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+    assert_all(theta, -0.35149)
+
+
+def test_no_gradient_is_not_a_zero_gradient():
+    """Trap 9: without one nothing moves, with a zero theta decays and drifts."""
+    options = {"lr": 0.5, "momentum": 0.5, "weight_decay": 0.1}
+    stays, moves = walk(SGD, 1.0, None, **options), walk(SGD, 1.0, 0.0, **options)
+    assert_all(stays["momentum_buffer 0"], 1.1)
+    assert_all(stays["parameter 0"], 1 - 0.5 * 1.1)
+    assert_all(moves["parameter 0"], 0.45 - 0.5 * (0.5 * 1.1 + 0.1 * 0.45))
+
+
+@each("options", [{"lr": 0.0, "momentum": 0.9}, {"momentum": 0.9, "dampening": 1}])
+@each("optimizer_class", [SGD, torch.optim.SGD])
+def test_zero_times_infinity_is_not_skipped(optimizer_class, options):
+    """Trap 8: neither lr = 0 nor dampening = 1 hides a gradient that overflowed."""
+    assert walk(optimizer_class, 1.0, torch.inf, **options)["parameter 0"].isnan().all()
+
+
+@each(
+    "options",
+    [
+        {"foreach": True},  # torch's leaves 1.9 in the gradient: defect D2
+        {"fused": True},
+        {"weight_decay": torch.tensor(0.1, requires_grad=True)},  # 1.1: defect D4
+    ],
+)
+def test_gradient_is_never_written_to(options):
+    end = walk(SGD, 1.0, lr=0.1, momentum=0.9, nesterov=True, **options)
+    assert_all(end["gradient 0"], 1)  # trap 11
+
+
+def test_frozen_parameter_with_a_gradient_left_over_still_steps():
+    theta = nn.Parameter(torch.ones(2))
+    theta.grad = torch.ones(2)
+    theta.requires_grad_(False)
+    SGD([theta], lr=0.5).step()
+    assert_all(theta, 0.5)  # trap 9
+
+
+def test_update_is_in_place_and_leaves_no_history():
+    """Trap 12: the same memory and strides, a new version, nothing for autograd."""
+    optimizer = SGD(two_groups())
+    params = parameters_of(optimizer)
+    before = [(p.data_ptr(), p.stride(), p._version) for p in params]
+    for step in (LATE + 1, LATE + 2):
+        give_gradients(optimizer, step)
+        optimizer.step()
+    for p, (address, stride, version) in zip(params, before, strict=True):
+        assert (p.data_ptr(), p.stride()) == (address, stride)
+        assert p._version > version
+        assert p.is_leaf and p.requires_grad
+        assert not optimizer.state[p]["momentum_buffer"].requires_grad
+
+
+def test_backward_through_overwritten_values_is_refused():
+    theta = nn.Parameter(torch.ones(2))
+    loss = theta.square().sum()
+    loss.backward(retain_graph=True)
+    SGD([theta], lr=0.1).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()  # trap 12: an update of theta.data would go unnoticed
+
+
+def test_parameters_in_shared_memory_are_updated_one_after_the_other():
+    memory = torch.ones(3)
+    params = [nn.Parameter(memory), nn.Parameter(memory)]
+    for p in params:
+        p.grad = torch.zeros(3)
+    SGD(params, lr=1, weight_decay=0.5).step()
+    assert_all(memory, 0.25)  # trap 18: 1, 0.5, 0.25; both at once would give 0
+
+
+@each("optimizer_class", [SGD, torch.optim.SGD])
+def test_parameter_listed_twice_finds_no_buffer_twice(optimizer_class):
+    theta = nn.Parameter(torch.zeros(1))
+    theta.grad = torch.ones(1)
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = optimizer_class([theta, theta], lr=1, momentum=0.5)
+    optimizer.step()
+    assert_all(theta, -2)  # trap 19: with a look-up in between, -2.5
+
+
+# Sparse gradients: trap 15.
+
+
+@each("options", [o for o in OPTIONS if not o["weight_decay"]])
+def test_sparse_gradients_equal_torch(options):
+    rows = partial(torch.randint, 9, size=(4,))
+    run = training_twins(nn.Embedding(9, 3, sparse=True), rows, lr=0.1, **options)
+    assert first_difference(*run, range(1, 11)) is None
+    for state in run[0].state.values():
+        assert state["momentum_buffer"].is_sparse
+
+
+def test_sparse_gradient_with_weight_decay_changes_nothing():
+    dense, embedding = nn.Linear(2, 2), nn.Embedding(5, 2, sparse=True)
+    decayed = {"params": embedding.parameters(), "weight_decay": 0.1}
+    optimizer = SGD([{"params": dense.parameters()}, decayed], lr=0.1, momentum=0.9)
+    dense(embedding(torch.tensor([1, 3]))).sum().backward()
+    before = copy.deepcopy(snapshot(optimizer))
+    with pytest.raises(RuntimeError, match="parameter 0 has a sparse gradient"):
+        optimizer.step()
+    assert unequal(snapshot(optimizer), before) == []
+
+
+# Differentiable mode: an update that gradients flow through.
+
+
+@each("options", [o for o in OPTIONS if not o["weight_decay"]])
+def test_hypergradients_equal_finite_differences(options):
+    """Of theta after three steps, by theta before them, by lr and by weight decay.
+
+    torch's SGD raises for lr with momentum and takes the first buffer for a constant.
+    """
+
+    def end(start: Tensor, lr: Tensor, weight_decay: Tensor) -> Tensor:
+        theta = start.clone()
+        learned = {"lr": lr, "weight_decay": weight_decay}
+        optimizer = SGD([theta], differentiable=True, **options | learned)
+        for _ in range(3):
+            theta.grad = theta.clone().sinh()  # the gradient of cosh
+            optimizer.step()
+        return theta
+
+    values = ([0.5, -1.0], 0.1, 0.2)
+    inputs = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in values]
+    assert torch.autograd.gradcheck(end, inputs)
