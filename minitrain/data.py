@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minitrain.digits import VERSION, draw_digits
 from minitrain.download import fetch
+from minitrain.errors import DataError
 from minitrain.instruments import fingerprint
 from minitrain.storage import replacing
 
@@ -218,7 +219,12 @@ def _idx_dataset(name: str, source: str, root: Path) -> Dataset:
         reader = getattr(torchvision.datasets, source)
         folder = root / source / "raw"
         for file, sha256 in SHA256[source].items():
-            fetch(folder / file, sha256, [url + file for url in reader.mirrors])
+            try:
+                fetch(folder / file, sha256, [url + file for url in reader.mirrors])
+            except DataError as error:
+                files = ", ".join(SHA256[source])
+                message = f"{error}\n{source} needs these files in {folder}: {files}"
+                raise DataError(message) from None
         # torchvision trusts any unpacked file it finds. It is given a folder that holds
         # nothing but what was just unpacked from the verified files.
         with tempfile.TemporaryDirectory() as fresh:

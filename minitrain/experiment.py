@@ -63,8 +63,6 @@ def run(config: Config, started: float | None = None) -> Summary:
     """
     started = time.perf_counter() if started is None else started
     check_unused(config.run_dir)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     device = _device(config.device)
     dataset = _load(config)
     inputs = dataset.inputs(dataset.train, device)
@@ -74,6 +72,9 @@ def run(config: Config, started: float | None = None) -> Summary:
     test_labels = dataset.test.labels.to(device)
     test_batches = data.Batches(test_inputs, test_labels, min(1000, len(test_inputs)))
 
+    if config.threads or config.model.name != "cnn":
+        # Threads that wait for each other burn a core; on a busy machine they stall.
+        torch.set_num_threads(config.threads or 1)
     torch.manual_seed(config.seed)
     model = build_model(config.model).to(device)
     optimizer = SGD(ParameterVector(model), **config.optimizer.model_dump())
@@ -268,9 +269,10 @@ def _board(config: Config, folder: Path) -> Iterator[Board]:
 
 def _hparams(config: Config) -> dict[str, bool | float | str]:
     """The settings that change the result, flat, as TensorBoard takes them."""
-    exclude = {"run_dir": True, "debug": True, "log": True, "data": {"root"}}
+    machine = {"device": True, "threads": True, "data": {"root"}}
+    exclude = {"run_dir": True, "debug": True, "log": True, **machine}
     flat: dict[str, bool | float | str] = {}
-    for name, value in config.model_dump(exclude=exclude).items():
+    for name, value in config.model_dump(exclude=exclude, exclude_none=True).items():
         items = value.items() if isinstance(value, dict) else [("", value)]
         for key, item in items:
             label = f"{name}.{key}".strip(".")
