@@ -123,8 +123,8 @@ class Config(Settings):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ...; auto takes an accelerator where there is one."""
     threads: Annotated[int | None, Field(ge=1, le=4096)] = None
-    """Threads on the CPU: by default one, or all cores for the cnn, whose steps are long
-    enough to be shared. The last bits of a result depend on them."""
+    """Threads on the CPU: by default one, or all cores for the cnn, whose steps are
+    long enough to be shared. The last bits of a result depend on them."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the forward pass; the parameters are float32 either way."""
     clip_norm: Annotated[float | None, Field(gt=0)] = None
