@@ -5,6 +5,7 @@ the defaults below. Nothing here imports torch: a wrong setting is told at once.
 """
 
 import difflib
+import functools
 import re
 import tomllib
 from collections.abc import Sequence
@@ -107,6 +108,15 @@ class LogSettings(Settings):
     """Steps between two points in TensorBoard; the first and last are always there."""
 
 
+class CheckpointSettings(Settings):
+    model_config = ConfigDict(title="checkpoint")
+
+    every: Annotated[int, Field(ge=1)] = 1000
+    """Steps between two checkpoints; there is one at the end of every epoch, too."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """How many of the newest are kept, besides the one with the best test accuracy."""
+
+
 class Config(Settings):
     """Train a network by stochastic gradient descent and log how it went.
 
@@ -116,6 +126,10 @@ class Config(Settings):
 
     run_dir: Annotated[Path | None, Field(strict=False)] = None
     """Folder of this run; by default a fresh one under runs/."""
+    resume: bool = False
+    """Continue the run in run-dir from its newest intact checkpoint."""
+    allow_changes: bool = False
+    """Resume even where settings that change the result have changed."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Determines the initial weights and the order of the data."""
     epochs: Annotated[int, Field(ge=1)] = 5
@@ -139,6 +153,13 @@ class Config(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     log: LogSettings = LogSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+
+    @model_validator(mode="after")
+    def _resume_has_a_directory(self) -> Self:
+        if self.resume and self.run_dir is None:
+            raise ValueError("resume needs --run-dir, the directory of the run")
+        return self
 
     @field_validator("device")
     @classmethod
@@ -157,9 +178,17 @@ def parse(arguments: Sequence[str], program: str = "train.py") -> Config:
     defaults = Config()
     if arguments and not arguments[0].startswith("-"):
         defaults, arguments = read(Path(arguments[0])), arguments[1:]
-    return tyro.cli(
-        Config, args=arguments, default=defaults, prog=f"{program} [EXPERIMENT.toml]"
-    )
+    config = _command_line(arguments, defaults, program)
+    kept = config.run_dir / "config.toml" if config.resume and config.run_dir else None
+    if kept is not None and kept.exists() and defaults == Config():
+        # A run that is resumed keeps its settings: only flags stand above them.
+        config = _command_line(arguments, read(kept), program)
+    return config
+
+
+def _command_line(arguments: Sequence[str], defaults: Config, program: str) -> Config:
+    program = f"{program} [EXPERIMENT.toml]"
+    return tyro.cli(Config, args=arguments, default=defaults, prog=program)
 
 
 def read(path: Path) -> Config:
@@ -168,21 +197,61 @@ def read(path: Path) -> Config:
     Raises SettingsError where it cannot be read, is no TOML, or has a bad setting.
     """
     try:
-        with open(path, "rb") as file:
-            values = tomllib.load(file)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise SettingsError(f"{path} is not valid TOML: {error}") from None
     try:
-        return Config(**_renamed(values, "-", "_"))
+        return from_toml(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from None
     except SettingsError as error:
         raise SettingsError(f"in {path}: {error}") from None
 
 
+def from_toml(text: str) -> Config:
+    """The settings of a TOML text, over the defaults.
+
+    Raises TOMLDecodeError where it is no TOML, SettingsError where a setting is bad.
+    """
+    return Config(**_renamed(tomllib.loads(text), "-", "_"))
+
+
+FREE = {"epochs", "device", "threads", "data.root"}
+"""What a resumed run may change, besides log.* and checkpoint.*: settings that are not
+part of what is computed or, as epochs, say when it ends."""
+
+
+def changes(old: Config, new: Config) -> tuple[list[str], list[str]]:
+    """The settings that differ, as `key: old -> new`: the free ones, and the others."""
+    before, after = _flat(old), _flat(new)
+    free: list[str] = []
+    bound: list[str] = []
+    for key in sorted(before.keys() - {"run-dir", "resume", "allow-changes", "debug"}):
+        if before[key] != after[key]:
+            is_free = (
+                key in FREE
+                or key == "data.root"
+                or key.startswith(("log.", "checkpoint."))
+            )
+            change = f"{key}: {before[key]} -> {after[key]}"
+            (free if is_free else bound).append(change)
+    return free, bound
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    return {
+        key: functools.reduce(getattr, key.replace("-", "_").split("."), config)
+        for key in _keys(Config)
+    }
+
+
 def to_toml(config: Config) -> str:
     """The settings as a TOML file that `read` understands, without the unset ones."""
-    values = config.model_dump(mode="json", exclude_none=True)
+    # How a run was started is not part of what it is.
+    exclude = {"resume", "allow_changes"}
+    values = config.model_dump(mode="json", exclude_none=True, exclude=exclude)
     return tomli_w.dumps(_renamed(values, "_", "-"))
 
 

@@ -1,6 +1,7 @@
 """What can go wrong in a run without being a bug, each with its exit code."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -23,16 +24,36 @@ class DataError(MinitrainError):
     exit_code = 3
 
 
+class CheckpointError(MinitrainError):
+    """A checkpoint is damaged, foreign, or does not fit the run."""
+
+    exit_code = 4
+
+
 class StorageError(MinitrainError):
     """A file or folder cannot be written."""
 
     exit_code = 5
 
 
+class NotFiniteError(MinitrainError):
+    """Loss or gradient is infinite or not a number."""
+
+    exit_code = 6
+
+
 class RunDirectoryError(MinitrainError):
     """The run directory is already in use."""
 
     exit_code = 7
+
+
+class Stopped(BaseException):
+    """A signal asked the program to end, which it does with the code 128 + number."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def exit_code(main: Callable[[], int]) -> int:
@@ -50,5 +71,7 @@ def exit_code(main: Callable[[], int]) -> int:
     except BrokenPipeError:  # whoever reads the output, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Stopped as stopped:
+        return 128 + stopped.number
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT

@@ -1,68 +1,61 @@
 """One experiment from its settings to its summary: where the parts are put together."""
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from minitrain import data, models
-from minitrain.config import Config, ModelSettings, OptimizerSettings, to_toml
-from minitrain.errors import DataError, SettingsError
+from minitrain import checkpoint, data, models
+from minitrain.config import Config, ModelSettings, changes, from_toml, to_toml
+from minitrain.errors import (
+    DataError,
+    NotFiniteError,
+    SettingsError,
+    Stopped,
+    StorageError,
+)
 from minitrain.instruments import fingerprint, worst_mistakes
+from minitrain.report import (
+    Summary,
+    dashboard,
+    epoch_line,
+    recording,
+    result,
+    say,
+    shown,
+)
 from minitrain.schedules import SCHEDULES, warmup
 from minitrain.sgd import SGD
-from minitrain.storage import check_unused, create_folder, replacing
-from minitrain.tensorboard import Board, step_scalars
+from minitrain.signals import Stop
+from minitrain.storage import check_unused, create_folder, locked
+from minitrain.tensorboard import step_scalars
 from minitrain.training import Step, evaluate, predict, train
 from minitrain.vector import ParameterVector
 
 NUM_MISTAKES = 24
 
 
-@dataclass
-class Summary:
-    """What became of a run; `summary.json` in its directory."""
-
-    dataset: str
-    seed: int
-    status: str = "running"
-    steps: int = 0
-    epochs: int = 0
-    test_accuracy: float | None = None
-    test_loss: float | None = None
-    train_seconds: float = 0.0
-    """Of the training steps alone."""
-    total_seconds: float = 0.0
-    """Since the process started."""
-    fingerprint: str = ""
-    """SHA-256 over the final parameters and optimizer state."""
-    versions: dict[str, str] = field(
-        default_factory=lambda: {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("minitrain", "torch", "tensorboard")},
-        }
-    )
-
-
-def run(config: Config, started: float | None = None) -> Summary:
+def run(
+    config: Config, started: float | None = None, stop: Stop | None = None
+) -> Summary:
     """Train and test one model as the settings say.
 
-    The run directory receives `config.toml`, TensorBoard's event file and, at the end,
-    however that comes, `summary.json`. `started` is when the process started, by
-    `time.perf_counter()`.
+    The run directory receives `config.toml`, TensorBoard's event file, checkpoints and,
+    at the end, however that comes, `summary.json`. `started` is when the process
+    started, by `time.perf_counter()`; `stop` knows of signals that ask the run to end.
 
-    Raises a MinitrainError where settings, data or run directory do not allow it.
+    Raises a MinitrainError where settings, data or run directory do not allow it, and
+    `Stopped` where a signal ended the run, after everything was saved.
     """
     started = time.perf_counter() if started is None else started
-    check_unused(config.run_dir)
+    stop = Stop() if stop is None else stop
+    if not config.resume:
+        check_unused(config.run_dir)
     device = _device(config.device)
     dataset = _load(config)
     inputs = dataset.inputs(dataset.train, device)
@@ -80,62 +73,189 @@ def run(config: Config, started: float | None = None) -> Summary:
     optimizer = SGD(ParameterVector(model), **config.optimizer.model_dump())
     loss_fn = nn.functional.cross_entropy
     num_steps = config.epochs * -(-len(batches) // config.accumulate)
-    steps = train(
-        model,
-        optimizer,
-        batches,
-        loss_fn,
-        epochs=config.epochs,
-        lr=learning_rate(config, num_steps),
-        clip_norm=config.clip_norm,
-        accumulate=config.accumulate,
-        autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
-        measure_every=config.log.every,
-    )
-
     config = _resolved(config, dataset.name, device)
     name = f"{config.data.name}-{config.model.name}-seed{config.seed}"
     folder = create_folder(config.run_dir, name)
     summary = Summary(dataset.name, config.seed)
-    with (
-        _recording(config, summary, folder, model, optimizer, started),
-        _board(config, folder) as board,
-        tqdm(total=num_steps, desc=dataset.name, unit="step", disable=None) as bar,
-    ):
-        names = [name for name, _ in model.named_parameters()]
-        before_epoch = 0.0
-        for step, seconds in _timed(steps, device):
-            summary.steps = step.number
-            summary.train_seconds += seconds
-            if step.grad_norms is not None:
-                board.log(step.number, step_scalars(step, names))
-            board.beat()
-            if bar.update():
-                bar.set_postfix(_shown(step, summary), refresh=False)
-            if step.ends_epoch:
-                board.flush()
-                test = evaluate(model, test_batches, loss_fn)
-                summary.epochs = step.epoch
-                summary.test_loss, summary.test_accuracy = test.loss, test.accuracy
-                epoch_seconds = summary.train_seconds - before_epoch
-                before_epoch = summary.train_seconds
-                board.log(
-                    step.number,
-                    {
-                        "loss/test": test.loss,
-                        "accuracy/test": test.accuracy,
-                        "throughput/samples_per_second": len(inputs) / epoch_seconds,
-                    },
-                )
-                tqdm.write(_epoch_line(step, summary, config.epochs, epoch_seconds))
-        from minitrain import figures  # with matplotlib, which no run needs earlier
 
-        logits = predict(model, test_inputs)
-        mistakes = worst_mistakes(logits, test_labels, NUM_MISTAKES)
-        picture = figures.draw_mistakes(dataset.test.images, mistakes, dataset.classes)
-        board.image("mistakes/test", picture, summary.steps)
-    print(_result(summary, folder))
+    with locked(folder):
+        start = _resume(config, folder, model, optimizer, summary)
+        if start == num_steps and _is_finished(folder):
+            say(f"{folder} is finished: nothing is left to do")
+            return summary
+        steps = train(
+            model,
+            optimizer,
+            batches,
+            loss_fn,
+            epochs=config.epochs,
+            lr=learning_rate(config, num_steps),
+            clip_norm=config.clip_norm,
+            accumulate=config.accumulate,
+            autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
+            measure_every=config.log.every,
+            start=start or 0,
+        )
+        with (
+            stop,
+            recording(
+                config,
+                summary,
+                folder,
+                started,
+                lambda: fingerprint(model.state_dict(), optimizer.state_dict()),
+            ),
+            dashboard(config, folder, start) as board,
+            tqdm(total=num_steps, desc=dataset.name, unit="step", disable=None) as bar,
+        ):
+            saver = _Saver(config, folder, model, optimizer, summary)
+            if start is None:
+                saver.save(is_last=False)
+            bar.update(summary.steps)
+            names = [name for name, _ in model.named_parameters()]
+            num_samples, epoch_seconds = 0, 0.0
+            for step, seconds in _timed(steps, device):
+                summary.steps = step.number
+                summary.train_seconds += seconds
+                num_samples += step.num_samples
+                epoch_seconds += seconds
+                if step.grad_norms is not None:
+                    board.log(step.number, step_scalars(step, names))
+                board.beat()
+                if bar.update():
+                    bar.set_postfix(shown(step, summary), refresh=False)
+                if step.ends_epoch:
+                    board.flush()
+                    test = evaluate(model, test_batches, loss_fn)
+                    summary.epochs = step.epoch
+                    summary.test_loss, summary.test_accuracy = test.loss, test.accuracy
+                    if test.accuracy > summary.best_accuracy:
+                        summary.best_accuracy = test.accuracy
+                        summary.best_step = step.number
+                    rate = num_samples / epoch_seconds
+                    board.log(
+                        step.number,
+                        {
+                            "loss/test": test.loss,
+                            "accuracy/test": test.accuracy,
+                            "throughput/samples_per_second": rate,
+                        },
+                    )
+                    say(epoch_line(step, summary, config.epochs, epoch_seconds))
+                    num_samples, epoch_seconds = 0, 0.0
+                is_due = step.number % config.checkpoint.every == 0
+                if is_due or step.ends_epoch or stop.received:
+                    board.sync()
+                    saver.save(is_last=step.number == num_steps or bool(stop.received))
+                if stop.received:
+                    raise Stopped(stop.received)
+            from minitrain import figures  # with matplotlib, which no run needs earlier
+
+            logits = predict(model, test_inputs)
+            mistakes = worst_mistakes(logits, test_labels, NUM_MISTAKES)
+            images, classes = dataset.test.images, dataset.classes
+            picture = figures.draw_mistakes(images, mistakes, classes)
+            board.image("mistakes/test", picture, summary.steps)
+    say(result(summary, folder))
     return summary
+
+
+class _Saver:
+    """Saves checkpoints of a run, and rides out a disk that is full for a while."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        summary: Summary,
+    ) -> None:
+        self.config, self.folder, self.summary = config, folder, summary
+        self.model, self.optimizer = model, optimizer
+        self.num_failures = 0
+
+    def save(self, is_last: bool) -> None:
+        """Save the state after `summary.steps` updates, and say so once it is durable.
+
+        Raises StorageError where it fails for the third time in a row, or at the end.
+        """
+        folder, step = self.folder / "checkpoints", self.summary.steps
+        if any(not p.isfinite().all() for p in self.model.parameters()):
+            raise NotFiniteError(
+                f"the parameters after step {step} are not finite, and were not saved. "
+                "Try a smaller --optimizer.lr, or --clip-norm 1"
+            )
+        state = {
+            "settings": to_toml(self.config),
+            "summary": asdict(self.summary),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        try:
+            path = checkpoint.save(folder, step, state)
+        except OSError as error:
+            self.num_failures += 1
+            reason = f"checkpoint of step {step} failed: {error}"
+            if is_last or self.num_failures == 3:
+                raise StorageError(
+                    f"{reason}. Earlier checkpoints in {folder} are intact; make room "
+                    f"and continue with --run-dir {self.folder} --resume"
+                ) from None
+            say(f"warning: {reason}; training goes on")
+            return
+        self.num_failures = 0
+        say(f"saved checkpoint step={step} path={path}")
+        checkpoint.rotate(folder, self.config.checkpoint.keep, self.summary.best_step)
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return summary["status"] == "finished"
+
+
+def _resume(
+    config: Config,
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    summary: Summary,
+) -> int | None:
+    """Restore the newest intact checkpoint; its step, or None where there is none.
+
+    Raises CheckpointError where all are damaged, SettingsError where settings that
+    change the result differ and this was not allowed.
+    """
+    if not config.resume:
+        return None
+    found, faults = checkpoint.newest(folder / "checkpoints")
+    if found is None:
+        say(f"{folder} holds no checkpoint yet: the run begins anew")
+        return None
+    for fault in faults:
+        say(f"{fault}; using step={found.step}")
+    old = from_toml(found.state["settings"])
+    free, bound = changes(old, config)
+    if bound and not config.allow_changes:
+        raise SettingsError(
+            "these settings change the result, and cannot change in a resumed run "
+            "unless by --allow-changes:\n  " + "\n  ".join(bound)
+        )
+    for change in free + bound:
+        say(f"changed {change}")
+    model.load_state_dict(found.state["model"])
+    optimizer.load_state_dict(found.state["optimizer"])
+    for group in optimizer.param_groups:
+        group.update(config.optimizer.model_dump())
+    torch.set_rng_state(found.state["random"])
+    for name, value in found.state["summary"].items():
+        setattr(summary, name, value)
+    say(f"resumed step={found.step} path={found.path}")
+    return found.step
 
 
 def build_model(settings: ModelSettings) -> nn.Module:
@@ -156,30 +276,6 @@ def learning_rate(config: Config, num_steps: int) -> Callable[[int], float]:
         return config.optimizer.lr * factor
 
     return lr
-
-
-def equation(optimizer: OptimizerSettings) -> str:
-    """The update rule with the numbers of these settings.
-
-    >>> print(equation(OptimizerSettings(lr=0.1, momentum=0.9, weight_decay=0.01)))
-    g <- grad L(theta)
-    g <- g + 0.01 theta
-    b <- 0.9 b + g                  (b <- g at the first step)
-    theta <- theta - lr b           (lr at most 0.1)
-    """
-    lines, direction = ["g <- grad L(theta)"], "g"
-    if optimizer.weight_decay:
-        lines.append(f"g <- g + {optimizer.weight_decay:g} theta")
-    if optimizer.momentum:
-        share = f"{1 - optimizer.dampening:g} g" if optimizer.dampening else "g"
-        buffer = f"b <- {optimizer.momentum:g} b + {share}"
-        lines.append(f"{buffer:<31} (b <- g at the first step)")
-        direction = "b"
-    if optimizer.nesterov:
-        direction = f"(g + {optimizer.momentum:g} b)"
-    update = f"theta <- theta - lr {direction}"
-    lines.append(f"{update:<31} (lr at most {optimizer.lr:g})")
-    return "\n".join(lines)
 
 
 def _device(name: str) -> torch.device:
@@ -221,65 +317,6 @@ def _resolved(config: Config, dataset: str, device: torch.device) -> Config:
     )
 
 
-@contextmanager
-def _recording(
-    config: Config,
-    summary: Summary,
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    started: float,
-) -> Iterator[None]:
-    """Write the settings, and `summary.json` when the run ends, however it does."""
-    try:
-        with replacing(folder / "config.toml") as file:
-            file.write(to_toml(config).encode())
-        yield
-        summary.status = "finished"
-    except KeyboardInterrupt:
-        summary.status = "interrupted"
-        raise
-    except BaseException as error:
-        summary.status = f"failed: {error!r}"
-        raise
-    finally:
-        summary.fingerprint = fingerprint(model.state_dict(), optimizer.state_dict())
-        summary.total_seconds = time.perf_counter() - started
-        with replacing(folder / "summary.json") as file:
-            file.write(json.dumps(asdict(summary), indent=2).encode() + b"\n")
-
-
-@contextmanager
-def _board(config: Config, folder: Path) -> Iterator[Board]:
-    """The run's dashboard, with what is known from the start, and its HParams row."""
-    with Board(folder) as board:
-        board.text("run/data", f"Trained on **{config.data.name}**.")
-        board.text("run/settings", f"```\n{to_toml(config)}```")
-        board.text("run/equation", f"```\n{equation(config.optimizer)}\n```")
-        board.start_hparams(
-            folder.name, _hparams(config), ["accuracy/test", "loss/test"]
-        )
-        succeeded = False
-        try:
-            yield board
-            succeeded = True
-        finally:
-            board.end_hparams(succeeded)
-
-
-def _hparams(config: Config) -> dict[str, bool | float | str]:
-    """The settings that change the result, flat, as TensorBoard takes them."""
-    machine = {"device": True, "threads": True, "data": {"root"}}
-    exclude = {"run_dir": True, "debug": True, "log": True, **machine}
-    flat: dict[str, bool | float | str] = {}
-    for name, value in config.model_dump(exclude=exclude, exclude_none=True).items():
-        items = value.items() if isinstance(value, dict) else [("", value)]
-        for key, item in items:
-            label = f"{name}.{key}".strip(".")
-            flat[label] = item if isinstance(item, bool | int | float) else str(item)
-    return flat
-
-
 def _timed(steps: Iterable[Step], device: torch.device) -> Iterator[tuple[Step, float]]:
     """Every step with the seconds it took, without those of the caller's own work."""
     start = time.perf_counter()
@@ -288,29 +325,3 @@ def _timed(steps: Iterable[Step], device: torch.device) -> Iterator[tuple[Step, 
             torch.accelerator.synchronize(device)  # what is queued counts as training
         yield step, time.perf_counter() - start
         start = time.perf_counter()
-
-
-def _shown(step: Step, summary: Summary) -> dict[str, str]:
-    """What stands behind the progress bar."""
-    shown = {"loss": f"{step.loss:.4f}", "grad_norm": f"{step.grad_norm:.3g}"}
-    if summary.test_accuracy is not None:
-        shown["accuracy"] = f"{summary.test_accuracy:.2%}"
-    return shown
-
-
-def _epoch_line(step: Step, summary: Summary, epochs: int, seconds: float) -> str:
-    return (
-        f"epoch {step.epoch}/{epochs}  step {step.number}  "
-        f"loss/train {step.loss:.4f}  loss/test {summary.test_loss:.4f}  "
-        f"accuracy/test {summary.test_accuracy:.2%}  {seconds:.1f} s"
-    )
-
-
-def _result(summary: Summary, folder: Path) -> str:
-    return (
-        f"{summary.dataset}: test accuracy {summary.test_accuracy:.2%}, test loss "
-        f"{summary.test_loss:.4f} after {summary.steps} steps\n"
-        f"trained for {summary.train_seconds:.1f} s of {summary.total_seconds:.1f} s; "
-        f"fingerprint {summary.fingerprint[:16]}\n"
-        f"run directory {folder}; to look at it: tensorboard --logdir {folder.parent}"
-    )

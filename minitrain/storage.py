@@ -3,6 +3,7 @@
 import itertools
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -10,6 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from minitrain.errors import RunDirectoryError, StorageError
+
+try:
+    import fcntl
+except ImportError:  # Windows: there runs are not kept apart
+    fcntl = None
 
 
 def check_unused(folder: Path | None) -> None:
@@ -52,6 +58,31 @@ def create_folder(folder: Path | None, name: str) -> Path:
             "one by --run-dir"
         ) from None
     raise AssertionError("unreachable: the numbers do not end")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run directory; the lock dies with its holder.
+
+    Raises RunDirectoryError where another process holds it.
+    """
+    with open(folder / "lock", "a+b") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().decode(errors="replace").strip()
+                raise RunDirectoryError(
+                    f"{folder} is in use by {holder}; nothing was changed"
+                ) from None
+        file.truncate(0)
+        now = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+        file.write(
+            f"process {os.getpid()} on {socket.gethostname()} since {now}".encode()
+        )
+        file.flush()
+        yield
 
 
 @contextmanager

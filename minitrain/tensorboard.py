@@ -7,6 +7,7 @@ everything about a training is one run.
 """
 
 import itertools
+import operator
 import os
 import struct
 import time
@@ -16,12 +17,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary as torch_summary
 
+from minitrain.storage import replacing
 from minitrain.training import Step
 
 FLUSH_SECONDS = 0.5
@@ -44,18 +47,23 @@ class Board:
     >>> with tempfile.TemporaryDirectory() as folder, Board(Path(folder)) as board:
     ...     board.log(1, {"loss/train": torch.tensor(0.5), "lr": 0.1})
 
+    With `resume_after` the events in the folder up to and including that step are kept
+    and continued, and later ones dropped: a step is there once, whatever happened.
+
     Raises OSError where the file cannot be created.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, resume_after: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files of a run in the order of their names.
         name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}.{next(_numbers)}"
-        self._file = open(folder / name, "xb")  # noqa: SIM115
+        if resume_after is not None:
+            _keep_until(resume_after, folder, folder / name)
+        self._file = open(folder / name, "xb" if resume_after is None else "ab")  # noqa: SIM115
         self._records = RecordWriter(self._file)
         self._pending: list[tuple[int, float, Mapping[str, Tensor | float]]] = []
         self._last_flush = time.monotonic()
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if resume_after is None:
+            self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._file.flush()
 
     def log(self, step: int, values: Mapping[str, Tensor | float]) -> None:
@@ -104,6 +112,11 @@ class Board:
             self._write(Event(step=step, wall_time=wall_time, summary=summary))
         self._file.flush()
         self._last_flush = time.monotonic()
+
+    def sync(self) -> None:
+        """Flush, and wait until the points are on disk: they survive a power cut."""
+        self.flush()
+        os.fsync(self._file.fileno())
 
     def text(self, tag: str, markdown: str) -> None:
         """Show a text, in Markdown."""
@@ -176,3 +189,33 @@ def step_scalars(step: Step, names: Sequence[str]) -> dict[str, Tensor | float]:
         "grad_norm/global": step.grad_norm,
         **{f"grad_norm/{name}": norm for name, norm in norms},
     }
+
+
+def _keep_until(step: int, folder: Path, path: Path) -> None:
+    """Gather the events up to a step, of all files in the folder, in the one at `path`.
+
+    The order of steps decides, not that of clocks or names, which can go backwards.
+    Old files are removed when the new one is complete.
+    """
+    files = sorted(folder.glob("events.out.tfevents.*"))
+    found = itertools.chain.from_iterable(
+        RawEventFileLoader(str(file)).Load() for file in files
+    )
+    version = Event(wall_time=time.time(), file_version="brain.Event:2")
+    kept = [(0, version.SerializeToString())]
+    # A copy that a kill left beside the original has the same bytes: once is enough.
+    for record in dict.fromkeys(found):
+        event = Event.FromString(record)
+        # The end comes anew: how the run ended, and the pictures that it ends with.
+        is_end = any(
+            value.tag == metadata.SESSION_END_INFO_TAG or value.HasField("image")
+            for value in event.summary.value
+        )
+        if event.summary.value and event.step <= step and not is_end:
+            kept.append((event.step, record))
+    with replacing(path) as file:
+        records = RecordWriter(file)
+        for _, record in sorted(kept, key=operator.itemgetter(0)):
+            records.write(record)
+    for file in files:
+        file.unlink()

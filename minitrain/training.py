@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minitrain.data import Batches
+from minitrain.errors import NotFiniteError
 from minitrain.instruments import grad_norm, grad_norms
 
 Batch = tuple[Tensor, Tensor]
@@ -50,6 +51,7 @@ def train(
     accumulate: int = 1,
     autocast: torch.dtype | None = None,
     measure_every: int = 1,
+    start: int = 0,
 ) -> Iterator[Step]:
     """Train the model, one update at a time: theta <- theta - lr * grad L(theta).
 
@@ -70,7 +72,11 @@ def train(
     autocast      dtype of the forward pass, such as torch.bfloat16.
     measure_every steps between two with `grad_norms`; the first and the last have them.
 
-    Raises ValueError where an epoch yields no batch or an argument is out of range.
+    start         completed updates of a run that is continued: those are passed over.
+
+    Loss and gradient are checked before every update. Raises NotFiniteError where one
+    is infinite or NaN, with the parameters as they were before that step, and
+    ValueError where an epoch yields no batch or an argument is out of range.
     """
     for name, value in {
         "epochs": epochs,
@@ -88,6 +94,9 @@ def train(
     for epoch in range(1, epochs + 1):
         before_epoch = number
         for window, ends_epoch in _windows(_epoch_of(batches, epoch), accumulate):
+            if number < start:
+                number += 1
+                continue
             if lr is not None:
                 _set_lr(optimizer, lr(number))
             optimizer.zero_grad()
@@ -96,6 +105,8 @@ def train(
             optimized = [p for g in optimizer.param_groups for p in g["params"]]
             norm = grad_norm([p.grad for p in optimized if p.grad is not None])
             number += 1
+            if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+                raise NotFiniteError(_not_finite(model, optimizer, number, loss, norm))
             is_last = ends_epoch and epoch == epochs
             measured = number == 1 or number % measure_every == 0 or is_last
             norms = grad_norms(parameters) if measured else None
@@ -194,6 +205,29 @@ def _backward(
         loss.backward()
         losses.append(loss.detach())
     return losses[0] if len(window) == 1 else torch.stack(losses).sum(), num_samples
+
+
+def _not_finite(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    number: int,
+    loss: Tensor,
+    norm: Tensor,
+) -> str:
+    """What is known of a step whose loss or gradient is infinite or NaN."""
+    bad = [
+        name
+        for name, p in model.named_parameters()
+        if p.grad is not None and not p.grad.isfinite().all()
+    ]
+    where = f"first in the gradient of {bad[0]}" if bad else "in the loss alone"
+    return (
+        f"step {number} is not finite, {where}: loss {loss:.4g}, |grad L| {norm:.4g}, "
+        f"lr {float(optimizer.param_groups[0]['lr']):.4g}.\n"
+        f"The update was not made: the parameters are those after step {number - 1}.\n"
+        "A smaller learning rate, clipping (--clip-norm 1) or a warm-up "
+        "(--schedule.warmup 500) may help."
+    )
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -7,13 +7,15 @@ STARTED = time.perf_counter()
 
 from minitrain.config import parse  # noqa: E402
 from minitrain.errors import exit_code  # noqa: E402
+from minitrain.signals import Stop  # noqa: E402
 
 
 def main() -> int:
+    stop = Stop().install()
     config = parse(sys.argv[1:])
     from minitrain.experiment import run  # with torch: only now that all is checked
 
-    run(config, started=STARTED)
+    run(config, started=STARTED, stop=stop)
     return 0
 
 

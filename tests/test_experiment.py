@@ -62,8 +62,10 @@ def test_a_run_leaves_settings_events_and_summary(run, capsys) -> None:
     folder = only_run()
     assert folder.name.startswith("digits-mlp-seed3-")
     assert {path.name.split(".")[0] for path in folder.iterdir()} == {
+        "checkpoints",
         "config",
         "events",
+        "lock",
         "summary",
     }
     kept = json.loads((folder / "summary.json").read_text())
@@ -74,6 +76,8 @@ def test_a_run_leaves_settings_events_and_summary(run, capsys) -> None:
         "epochs",
         "test_accuracy",
         "test_loss",
+        "best_accuracy",
+        "best_step",
         "train_seconds",
         "total_seconds",
         "fingerprint",
@@ -214,10 +218,15 @@ def test_a_run_that_is_stopped_keeps_its_points_and_says_so(
 
 def test_a_run_never_enters_a_used_directory(run, tmp_path: Path) -> None:
     run(run_dir=tmp_path / "a b" / "run", epochs=1)
-    files = {p: p.read_bytes() for p in (tmp_path / "a b" / "run").iterdir()}
+
+    def contents() -> dict[Path, bytes]:
+        files = (tmp_path / "a b" / "run").rglob("*")
+        return {path: path.read_bytes() for path in files if path.is_file()}
+
+    before = contents()
     with pytest.raises(RunDirectoryError, match="not empty"):
         run(run_dir=tmp_path / "a b" / "run")
-    assert {p: p.read_bytes() for p in (tmp_path / "a b" / "run").iterdir()} == files
+    assert contents() == before
     (tmp_path / "file").write_text("mine")
     with pytest.raises(StorageError, match="is a file"):
         run(run_dir=tmp_path / "file")

@@ -1,0 +1,164 @@
+"""What a run tells: its lines on the terminal, its dashboard, and its summary."""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from tqdm import tqdm
+
+from minitrain.config import Config, OptimizerSettings, to_toml
+from minitrain.errors import Stopped
+from minitrain.storage import replacing
+from minitrain.tensorboard import Board
+from minitrain.training import Step
+
+
+@dataclass
+class Summary:
+    """What became of a run; `summary.json` in its directory."""
+
+    dataset: str
+    seed: int
+    status: str = "running"
+    steps: int = 0
+    epochs: int = 0
+    test_accuracy: float | None = None
+    test_loss: float | None = None
+    best_accuracy: float = -1.0
+    """The highest test accuracy after any epoch, and the step it was reached at."""
+    best_step: int = 0
+    train_seconds: float = 0.0
+    """Of the training steps alone."""
+    total_seconds: float = 0.0
+    """Since the process started."""
+    fingerprint: str = ""
+    """SHA-256 over the final parameters and optimizer state."""
+    versions: dict[str, str] = field(
+        default_factory=lambda: {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("minitrain", "torch", "tensorboard")},
+        }
+    )
+
+
+def equation(optimizer: OptimizerSettings) -> str:
+    """The update rule with the numbers of these settings.
+
+    >>> print(equation(OptimizerSettings(lr=0.1, momentum=0.9, weight_decay=0.01)))
+    g <- grad L(theta)
+    g <- g + 0.01 theta
+    b <- 0.9 b + g                  (b <- g at the first step)
+    theta <- theta - lr b           (lr at most 0.1)
+    """
+    lines, direction = ["g <- grad L(theta)"], "g"
+    if optimizer.weight_decay:
+        lines.append(f"g <- g + {optimizer.weight_decay:g} theta")
+    if optimizer.momentum:
+        share = f"{1 - optimizer.dampening:g} g" if optimizer.dampening else "g"
+        buffer = f"b <- {optimizer.momentum:g} b + {share}"
+        lines.append(f"{buffer:<31} (b <- g at the first step)")
+        direction = "b"
+    if optimizer.nesterov:
+        direction = f"(g + {optimizer.momentum:g} b)"
+    update = f"theta <- theta - lr {direction}"
+    lines.append(f"{update:<31} (lr at most {optimizer.lr:g})")
+    return "\n".join(lines)
+
+
+@contextmanager
+def recording(
+    config: Config,
+    summary: Summary,
+    folder: Path,
+    started: float,
+    fingerprint: Callable[[], str],
+) -> Iterator[None]:
+    """Write the settings, and `summary.json` when the run ends, however it does."""
+    try:
+        with replacing(folder / "config.toml") as file:
+            file.write(to_toml(config).encode())
+        yield
+        summary.status = "finished"
+    except (KeyboardInterrupt, Stopped):
+        summary.status = "interrupted"
+        raise
+    except BaseException as error:
+        summary.status = f"failed: {error!r}"
+        raise
+    finally:
+        summary.fingerprint = fingerprint()
+        summary.total_seconds = time.perf_counter() - started
+        with replacing(folder / "summary.json") as file:
+            file.write(json.dumps(asdict(summary), indent=2).encode() + b"\n")
+
+
+@contextmanager
+def dashboard(config: Config, folder: Path, start: int | None) -> Iterator[Board]:
+    """The run's board, with what is known from the start, and its HParams row.
+
+    A run that is continued after the step `start` has all that already.
+    """
+    with Board(folder, resume_after=-1 if start is None else start) as board:
+        if start is None:
+            board.text("run/data", f"Trained on **{config.data.name}**.")
+            board.text("run/settings", f"```\n{to_toml(config)}```")
+            board.text("run/equation", f"```\n{equation(config.optimizer)}\n```")
+            metrics = ["accuracy/test", "loss/test"]
+            board.start_hparams(folder.name, _hparams(config), metrics)
+        succeeded = False
+        try:
+            yield board
+            succeeded = True
+        finally:
+            board.end_hparams(succeeded)
+
+
+def _hparams(config: Config) -> dict[str, bool | float | str]:
+    """The settings that change the result, flat, as TensorBoard takes them."""
+    machine = {"device": True, "threads": True, "data": {"root"}}
+    ways = dict.fromkeys(("run_dir", "resume", "allow_changes", "debug", "log"), True)
+    exclude = {**ways, "checkpoint": True, **machine}
+    flat: dict[str, bool | float | str] = {}
+    for name, value in config.model_dump(exclude=exclude, exclude_none=True).items():
+        items = value.items() if isinstance(value, dict) else [("", value)]
+        for key, item in items:
+            label = f"{name}.{key}".strip(".")
+            flat[label] = item if isinstance(item, bool | int | float) else str(item)
+    return flat
+
+
+def shown(step: Step, summary: Summary) -> dict[str, str]:
+    """What stands behind the progress bar."""
+    shown = {"loss": f"{step.loss:.4f}", "grad_norm": f"{step.grad_norm:.3g}"}
+    if summary.test_accuracy is not None:
+        shown["accuracy"] = f"{summary.test_accuracy:.2%}"
+    return shown
+
+
+def epoch_line(step: Step, summary: Summary, epochs: int, seconds: float) -> str:
+    return (
+        f"epoch {step.epoch}/{epochs}  step {step.number}  "
+        f"loss/train {step.loss:.4f}  loss/test {summary.test_loss:.4f}  "
+        f"accuracy/test {summary.test_accuracy:.2%}  {seconds:.1f} s"
+    )
+
+
+def result(summary: Summary, folder: Path) -> str:
+    return (
+        f"{summary.dataset}: test accuracy {summary.test_accuracy:.2%}, test loss "
+        f"{summary.test_loss:.4f} after {summary.steps} steps\n"
+        f"trained for {summary.train_seconds:.1f} s of {summary.total_seconds:.1f} s; "
+        f"fingerprint {summary.fingerprint[:16]}\n"
+        f"run directory {folder}; to look at it: tensorboard --logdir {folder.parent}"
+    )
+
+
+def say(line: str) -> None:
+    """Print a line above the progress bar; a reader who has left stops no training."""
+    with suppress(OSError):
+        tqdm.write(line)
