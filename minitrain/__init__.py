@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minitrain.data import Batches as Batches
     from minitrain.descent import descend as descend
+    from minitrain.experiment import load as load
     from minitrain.gradients import check_gradient as check_gradient
     from minitrain.gradients import directional_derivative as directional_derivative
     from minitrain.gradients import (
@@ -39,6 +40,7 @@ _HOME = {
     "finite_difference_gradient": "gradients",
     "gradient": "gradients",
     "hessian_vector_product": "gradients",
+    "load": "experiment",
     "sgd_update": "sgd",
     "steepest_ascent": "gradients",
     "train": "training",

@@ -71,6 +71,11 @@ def exit_code(main: Callable[[], int]) -> int:
     except BrokenPipeError:  # whoever reads the output, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: reading or writing failed: {error}", file=sys.stderr)
+        return StorageError.exit_code
     except Stopped as stopped:
         return 128 + stopped.number
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from minitrain import checkpoint, data, models
 from minitrain.config import Config, ModelSettings, changes, from_toml, to_toml
 from minitrain.errors import (
+    CheckpointError,
     DataError,
     NotFiniteError,
     SettingsError,
@@ -28,6 +29,7 @@ from minitrain.report import (
     result,
     say,
     shown,
+    test_scalars,
 )
 from minitrain.schedules import SCHEDULES, warmup
 from minitrain.sgd import SGD
@@ -127,20 +129,9 @@ def run(
                 if step.ends_epoch:
                     board.flush()
                     test = evaluate(model, test_batches, loss_fn)
-                    summary.epochs = step.epoch
-                    summary.test_loss, summary.test_accuracy = test.loss, test.accuracy
-                    if test.accuracy > summary.best_accuracy:
-                        summary.best_accuracy = test.accuracy
-                        summary.best_step = step.number
+                    summary.note(step, test)
                     rate = num_samples / epoch_seconds
-                    board.log(
-                        step.number,
-                        {
-                            "loss/test": test.loss,
-                            "accuracy/test": test.accuracy,
-                            "throughput/samples_per_second": rate,
-                        },
-                    )
+                    board.log(step.number, test_scalars(test, rate))
                     say(epoch_line(step, summary, config.epochs, epoch_seconds))
                     num_samples, epoch_seconds = 0, 0.0
                 is_due = step.number % config.checkpoint.every == 0
@@ -256,6 +247,22 @@ def _resume(
         setattr(summary, name, value)
     say(f"resumed step={found.step} path={found.path}")
     return found.step
+
+
+def load(run_dir: Path | str) -> nn.Module:
+    """The trained model of a run, from its newest intact checkpoint, ready to predict.
+
+    It takes images as `Dataset.inputs` gives them, (N, 1, 28, 28), to logits (N, 10).
+
+    Raises CheckpointError where the run has no intact checkpoint.
+    """
+    folder = Path(run_dir) / "checkpoints"
+    found, _ = checkpoint.newest(folder)
+    if found is None:
+        raise CheckpointError(f"{folder} holds no checkpoint")
+    model = build_model(from_toml(found.state["settings"]).model)
+    model.load_state_dict(found.state["model"])
+    return model.eval()
 
 
 def build_model(settings: ModelSettings) -> nn.Module:

@@ -15,7 +15,7 @@ from minitrain.config import Config, OptimizerSettings, to_toml
 from minitrain.errors import Stopped
 from minitrain.storage import replacing
 from minitrain.tensorboard import Board
-from minitrain.training import Step
+from minitrain.training import Evaluation, Step
 
 
 @dataclass
@@ -44,6 +44,13 @@ class Summary:
             **{name: version(name) for name in ("minitrain", "torch", "tensorboard")},
         }
     )
+
+    def note(self, step: Step, test: Evaluation) -> None:
+        """Take in the evaluation after a step."""
+        self.epochs = step.epoch
+        self.test_loss, self.test_accuracy = test.loss, test.accuracy
+        if test.accuracy > self.best_accuracy:
+            self.best_accuracy, self.best_step = test.accuracy, step.number
 
 
 def equation(optimizer: OptimizerSettings) -> str:
@@ -130,6 +137,15 @@ def _hparams(config: Config) -> dict[str, bool | float | str]:
             label = f"{name}.{key}".strip(".")
             flat[label] = item if isinstance(item, bool | int | float) else str(item)
     return flat
+
+
+def test_scalars(test: Evaluation, samples_per_second: float) -> dict[str, float]:
+    """The tags and values of an epoch."""
+    return {
+        "loss/test": test.loss,
+        "accuracy/test": test.accuracy,
+        "throughput/samples_per_second": samples_per_second,
+    }
 
 
 def shown(step: Step, summary: Summary) -> dict[str, str]:

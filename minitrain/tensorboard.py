@@ -10,8 +10,10 @@ import itertools
 import operator
 import os
 import struct
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -62,6 +64,7 @@ class Board:
         self._records = RecordWriter(self._file)
         self._pending: list[tuple[int, float, Mapping[str, Tensor | float]]] = []
         self._last_flush = time.monotonic()
+        self._failed = False
         if resume_after is None:
             self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._file.flush()
@@ -88,6 +91,7 @@ class Board:
 
         What was flushed survives the death of the process, by whatever signal.
         """
+        self._last_flush = time.monotonic()
         pending, self._pending = self._pending, []
         tensors = [
             value
@@ -110,13 +114,12 @@ class Board:
                 ]
             )
             self._write(Event(step=step, wall_time=wall_time, summary=summary))
-        self._file.flush()
-        self._last_flush = time.monotonic()
+        self._ask(self._file.flush)
 
     def sync(self) -> None:
         """Flush, and wait until the points are on disk: they survive a power cut."""
         self.flush()
-        os.fsync(self._file.fileno())
+        self._ask(lambda: os.fsync(self._file.fileno()))
 
     def text(self, tag: str, markdown: str) -> None:
         """Show a text, in Markdown."""
@@ -153,7 +156,8 @@ class Board:
         """Flush, and close the file."""
         if not self._file.closed:
             self.flush()
-            self._file.close()
+            with suppress(OSError):  # what could not be flushed was reported
+                self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -170,7 +174,21 @@ class Board:
         self._write(Event(step=step, wall_time=time.time(), summary=summary))
 
     def _write(self, event: Any) -> None:
-        self._records.write(event.SerializeToString())
+        record = event.SerializeToString()
+        self._ask(lambda: self._records.write(record))
+
+    def _ask(self, action: Callable[[], Any]) -> None:
+        """Write, until writing fails: then warn, and let the training go on without."""
+        if self._failed:
+            return
+        try:
+            action()
+        except OSError as error:
+            self._failed = True
+            warning = (
+                f"warning: no more points for TensorBoard: {error}; training goes on"
+            )
+            print(warning, file=sys.stderr)
 
 
 def step_scalars(step: Step, names: Sequence[str]) -> dict[str, Tensor | float]:

@@ -12,9 +12,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+import minitrain
 from minitrain import data, experiment
 from minitrain.config import Config, read
 from minitrain.errors import (
+    CheckpointError,
     DataError,
     RunDirectoryError,
     SettingsError,
@@ -249,6 +251,17 @@ def test_a_device_that_is_not_here_is_a_settings_error(run, tmp_path: Path) -> N
 def test_every_model_trains_in_every_precision(run, model: str) -> None:
     summary = run(model={"name": model}, precision="bfloat16", accumulate=3, epochs=1)
     assert summary.status == "finished" and summary.steps == 4
+
+
+def test_a_trained_model_is_one_line_away(run, small_digits: data.Dataset) -> None:
+    summary = run()
+    model = minitrain.load(only_run())
+    assert not model.training
+    inputs = small_digits.inputs(small_digits.test)
+    right = model(inputs).argmax(dim=1) == small_digits.test.labels
+    assert right.double().mean().item() == pytest.approx(summary.test_accuracy)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        minitrain.load("elsewhere")
 
 
 def test_without_mnist_it_trains_on_digits_and_says_so(

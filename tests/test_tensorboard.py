@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 
 from minitrain.data import Batches
@@ -129,6 +130,19 @@ def test_a_kill_loses_less_than_a_second_of_points(tmp_path: Path) -> None:
     points = read(tmp_path).Scalars("t")
     assert [p.step for p in points] == list(range(1, len(points) + 1))
     assert points[-1].value > 2.5 - 1.0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_stops_the_points_and_not_the_training(tmp_path, capsys) -> None:
+    board = Board(tmp_path)
+    board._file.close()
+    board._file = open("/dev/full", "wb")  # noqa: SIM115
+    board._records = RecordWriter(board._file)
+    for step in range(3):
+        board.log(step, {"loss": 0.5})
+        board.flush()
+    board.close()
+    assert capsys.readouterr().err.count("no more points for TensorBoard") == 1
 
 
 def test_the_tags_of_a_step(tmp_path: Path) -> None:
