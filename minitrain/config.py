@@ -230,21 +230,19 @@ def changes(old: Config, new: Config) -> tuple[list[str], list[str]]:
     bound: list[str] = []
     for key in sorted(before.keys() - {"run-dir", "resume", "allow-changes", "debug"}):
         if before[key] != after[key]:
-            is_free = (
-                key in FREE
-                or key == "data.root"
-                or key.startswith(("log.", "checkpoint."))
-            )
+            is_free = key in FREE or key.startswith(("log.", "checkpoint."))
             change = f"{key}: {before[key]} -> {after[key]}"
             (free if is_free else bound).append(change)
     return free, bound
 
 
 def _flat(config: Config) -> dict[str, Any]:
-    return {
+    """The value of every key; a section is no setting, its own keys are."""
+    values = {
         key: functools.reduce(getattr, key.replace("-", "_").split("."), config)
         for key in _keys(Config)
     }
+    return {k: value for k, value in values.items() if not isinstance(value, Settings)}
 
 
 def to_toml(config: Config) -> str:

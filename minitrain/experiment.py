@@ -82,9 +82,10 @@ def run(
 
     with locked(folder):
         start = _resume(config, folder, model, optimizer, summary)
-        if start == num_steps and _is_finished(folder):
+        finished = _finished(folder)
+        if finished is not None and start == finished.steps == num_steps:
             say(f"{folder} is finished: nothing is left to do")
-            return summary
+            return finished
         steps = train(
             model,
             optimizer,
@@ -112,6 +113,7 @@ def run(
         ):
             saver = _Saver(config, folder, model, optimizer, summary)
             if start is None:
+                board.sync()
                 saver.save(is_last=False)
             bar.update(summary.steps)
             names = [name for name, _ in model.named_parameters()]
@@ -201,12 +203,13 @@ class _Saver:
         checkpoint.rotate(folder, self.config.checkpoint.keep, self.summary.best_step)
 
 
-def _is_finished(folder: Path) -> bool:
+def _finished(folder: Path) -> Summary | None:
+    """The summary of a run that came to its end, though perhaps not to its last one."""
     try:
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = Summary(**json.loads((folder / "summary.json").read_text()))
     except (OSError, ValueError):
-        return False
-    return summary["status"] == "finished"
+        return None
+    return summary if summary.status == "finished" else None
 
 
 def _resume(
@@ -223,6 +226,8 @@ def _resume(
     """
     if not config.resume:
         return None
+    for stray in folder.rglob(f".*.{'[0-9a-f]' * 16}.part"):
+        stray.unlink()  # a file that a kill left unfinished; TensorBoard would read it
     found, faults = checkpoint.newest(folder / "checkpoints")
     if found is None:
         say(f"{folder} holds no checkpoint yet: the run begins anew")

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -178,3 +179,4 @@ def say(line: str) -> None:
     """Print a line above the progress bar; a reader who has left stops no training."""
     with suppress(OSError):
         tqdm.write(line)
+        sys.stdout.flush()  # into a pipe, too: "saved" is told when it is true
