@@ -9,6 +9,7 @@ import hashlib
 import io
 import re
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,7 +98,7 @@ def listed(folder: Path) -> list[Path]:
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is intact, and what was wrong with newer ones.
 
-    A damaged one is kept, renamed `*.corrupt`.
+    A damaged one is kept, renamed `*.corrupt` where the folder allows it.
 
     Raises CheckpointError where there are checkpoints and none of them is intact.
     """
@@ -107,7 +108,8 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             return load(path), faults
         except CheckpointError as error:
             faults.append(str(error))
-            path.rename(path.with_name(f"{path.name}.corrupt"))
+            with suppress(OSError):  # a read-only disk is no reason not to read
+                path.rename(path.with_name(f"{path.name}.corrupt"))
     if faults or (folder.is_dir() and any(folder.glob("*.corrupt"))):
         raise CheckpointError(
             "\n".join([f"no checkpoint in {folder} is intact:", *faults])
@@ -117,7 +119,8 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def rotate(folder: Path, keep: int, best: int) -> None:
-    """Remove all but the newest `keep` checkpoints and that of the step `best`."""
+    """Remove all but the newest `keep` checkpoints, that of step `best`, and links."""
     for path in listed(folder)[:-keep]:
-        if int(path.name.split("-")[1].split(".")[0]) != best:
+        step = int(path.name.split("-")[1].split(".")[0])
+        if step != best and not path.is_symlink():
             path.unlink()

@@ -25,11 +25,11 @@ from minitrain.report import (
     Summary,
     dashboard,
     epoch_line,
+    epoch_scalars,
     recording,
     result,
     say,
     shown,
-    test_scalars,
 )
 from minitrain.schedules import SCHEDULES, warmup
 from minitrain.sgd import SGD
@@ -133,7 +133,7 @@ def run(
                     test = evaluate(model, test_batches, loss_fn)
                     summary.note(step, test)
                     rate = num_samples / epoch_seconds
-                    board.log(step.number, test_scalars(test, rate))
+                    board.log(step.number, epoch_scalars(test, rate))
                     say(epoch_line(step, summary, config.epochs, epoch_seconds))
                     num_samples, epoch_seconds = 0, 0.0
                 is_due = step.number % config.checkpoint.every == 0
@@ -246,7 +246,8 @@ def _resume(
     model.load_state_dict(found.state["model"])
     optimizer.load_state_dict(found.state["optimizer"])
     for group in optimizer.param_groups:
-        group.update(config.optimizer.model_dump())
+        # The schedule sets lr, and after the last step it is that of the last step.
+        group.update(config.optimizer.model_dump(exclude={"lr"}))
     torch.set_rng_state(found.state["random"])
     for name, value in found.state["summary"].items():
         setattr(summary, name, value)

@@ -140,7 +140,7 @@ def _hparams(config: Config) -> dict[str, bool | float | str]:
     return flat
 
 
-def test_scalars(test: Evaluation, samples_per_second: float) -> dict[str, float]:
+def epoch_scalars(test: Evaluation, samples_per_second: float) -> dict[str, float]:
     """The tags and values of an epoch."""
     return {
         "loss/test": test.loss,

@@ -5,13 +5,14 @@ import time
 
 STARTED = time.perf_counter()
 
-from minitrain.config import parse  # noqa: E402
 from minitrain.errors import exit_code  # noqa: E402
 from minitrain.signals import Stop  # noqa: E402
 
 
 def main() -> int:
-    stop = Stop().install()
+    stop = Stop().install()  # before the imports that take long
+    from minitrain.config import parse
+
     config = parse(sys.argv[1:])
     from minitrain.experiment import run  # with torch: only now that all is checked
 

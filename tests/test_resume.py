@@ -1,0 +1,479 @@
+"""Runs stopped, killed or spoilt at any instant: they end as if nothing had been."""
+
+import functools
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from minitrain import checkpoint, config, data, digits, errors, experiment
+from minitrain.config import Config, changes, from_toml, parse
+from minitrain.errors import CheckpointError, RunDirectoryError, SettingsError, Stopped
+from minitrain.instruments import fingerprint
+from minitrain.signals import Stop
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
+NUM_KILLS = int(os.environ.get("MINITRAIN_NUM_KILLS", 8))
+
+
+class Crash(Exception):
+    """Ends a run at once, as a bug does: nothing more is saved."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache whose `digits` are few, for this process and those that it starts."""
+    root = tmp_path_factory.mktemp("data")
+    data.digits(root, num_train=640, num_test=200)
+    (file,) = (root / "minitrain").iterdir()
+    file.rename(file.with_name(f"digits-60000-10000-v{digits.VERSION}.pt"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINITRAIN_DATA", str(root))
+        yield
+
+
+def settings(folder: Path, **others) -> Config:
+    """Two epochs of ten steps, with a checkpoint after every third and every epoch."""
+    few = {"epochs": 2, "data": {"name": "digits"}, "checkpoint": {"every": 3}}
+    return Config(run_dir=folder, **{**few, **others})
+
+
+def points(folder: Path) -> dict[tuple[str, int], float]:
+    """Every point of every curve, each there once; how fast it was does not count."""
+    events = EventAccumulator(str(folder), {"scalars": 0}).Reload()
+    tags = events.Tags()["scalars"]
+    found = [((t, e.step), e.value) for t in tags for e in events.Scalars(t)]
+    assert len(found) == len(dict(found))
+    texts = {tag: len(events.Tensors(tag)) for tag in events.Tags()["tensors"]}
+    assert len(texts) >= 5 and set(texts.values()) == {1}, "of the first start alone"
+    return {k: 0.0 if k[0].startswith("throughput") else v for k, v in found}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in files if path.name != "lock"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple]:
+    """What a run gives that nothing happens to: fingerprint, accuracy, and curves."""
+
+    @functools.cache
+    def outcome(model: str = "mlp", every: int = 10) -> tuple:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        run = settings(folder, model={"name": model}, log={"every": every})
+        return told(folder, experiment.run(run))
+
+    return outcome
+
+
+def told(folder: Path, summary: experiment.Summary) -> tuple:
+    return summary.fingerprint, summary.test_accuracy, points(folder)
+
+
+@contextmanager
+def spying(at: int, act: Callable[[], None], on: str = "train") -> Iterator[None]:
+    """Act once step `at` is made, or once its epoch's evaluation is (`epoch_line`)."""
+    original = getattr(experiment, on)
+
+    def train(*args, **kwargs):
+        for step in original(*args, **kwargs):
+            if step.number == at:
+                act()
+            yield step
+
+    def epoch_line(step, *args):
+        if step.number == at:
+            act()
+        return original(step, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, on, {"train": train}.get(on, epoch_line))
+        yield
+
+
+def interrupt(run: Config, way: type, at: int, on: str = "train") -> None:
+    """Start the run and end it at a step, by a crash or as a signal does."""
+    stop = Stop()
+
+    def act() -> None:
+        if way is Crash:
+            raise Crash
+        stop.received = signal.SIGTERM
+
+    with spying(at, act, on), pytest.raises(way):
+        experiment.run(run, stop=stop)
+
+
+PLACES = [("train", 1), ("train", 14), ("train", 10), ("epoch_line", 10)]
+PLACES += [("train", 20), ("epoch_line", 20)]
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("way", [Crash, Stopped])
+@pytest.mark.parametrize(("on", "at"), PLACES)
+def test_it_ends_as_if_never_interrupted(
+    tmp_path, undisturbed, model: str, way: type, on: str, at: int
+) -> None:
+    """In the first step, inside an epoch, and on both sides of each evaluation."""
+    run = functools.partial(settings, tmp_path, model={"name": model})
+    interrupt(run(), way, at, on)
+    newest, _ = checkpoint.newest(tmp_path / "checkpoints")
+    assert newest is not None
+    assert newest.step == at if way is Stopped else at - 3 <= newest.step < at
+    assert told(tmp_path, experiment.run(run(resume=True))) == undisturbed(model)
+
+
+def test_it_can_be_interrupted_again_and_again(tmp_path, undisturbed) -> None:
+    for way, at in [(Crash, 1), (Stopped, 4), (Crash, 5), (Crash, 10), (Stopped, 17)]:
+        run = settings(tmp_path, log={"every": 1}, resume=at > 1)
+        interrupt(run, way, at)
+    summary = experiment.run(settings(tmp_path, log={"every": 1}, resume=True))
+    assert told(tmp_path, summary) == undisturbed(every=1)
+
+
+@pytest.mark.parametrize(("at", "day"), [(1, 0), (15, 0), (15, -86_400)])
+def test_what_came_after_the_checkpoint_is_dropped(
+    tmp_path, undisturbed, monkeypatch, at: int, day: int
+) -> None:
+    """A copy made mid-run is what a kill leaves; the clock may go back a day then."""
+    running, killed = tmp_path / "running", tmp_path / "killed"
+    monkeypatch.setattr("minitrain.tensorboard.FLUSH_SECONDS", 0)
+    with spying(at, lambda: shutil.copytree(running, killed)):
+        experiment.run(settings(running, log={"every": 1}))
+    assert max([step for _, step in points(killed)], default=0) == at - 1
+    (events,) = killed.glob("events.*")
+    part = f".{events.name}.{'0' * 16}.part"  # TensorBoard takes it for an event file
+    shutil.copy(events, killed / part)
+    (killed / ".mine.part").touch()
+    clock = SimpleNamespace(time=lambda: time.time() + day, monotonic=time.monotonic)
+    monkeypatch.setattr("minitrain.tensorboard.time", clock)
+    summary = experiment.run(settings(killed, log={"every": 1}, resume=True))
+    assert told(killed, summary) == undisturbed(every=1)
+    assert [path.name for path in killed.rglob(".*")] == [".mine.part"]
+
+
+FORKS = """
+import os, random, signal, sys, time
+from pathlib import Path
+from minitrain import experiment
+from minitrain.config import Config
+
+num_kills, seed = int(sys.argv[1]), int(sys.argv[2])
+pauses, finished, code = random.Random(seed), 0, 0
+
+while finished < 2 or num_kills > 0 or code != 0:  # the first is never killed
+    child = os.fork()
+    if child == 0:
+        often = {"log": {"every": 1}, "checkpoint": {"every": 7}}
+        few = {"name": "digits", "batch_size": 10}
+        folder = Path(f"run-{finished}")
+        experiment.run(Config(run_dir=folder, resume=True, epochs=4, data=few, **often))
+        os._exit(0)
+    if finished > 0 and num_kills > 0:
+        time.sleep(pauses.uniform(0.02, 0.6))
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == 0:
+        finished += 1
+    elif code == -signal.SIGKILL:
+        num_kills -= 1
+    else:
+        sys.exit(f"the run ended with {code}")
+"""
+
+
+def test_kills_at_random_instants_change_nothing(tmp_path: Path) -> None:
+    """SIGKILL, as the kernel does when memory is short; the lock dies with it."""
+    seed = time.time_ns()
+    command = [sys.executable, "-c", FORKS, str(NUM_KILLS), str(seed)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, f"seed {seed}: {done.stderr}"
+    for folder in tmp_path.iterdir():
+        kept, expected = (
+            json.loads((path / "summary.json").read_text())
+            for path in (folder, tmp_path / "run-0")
+        )
+        assert kept["steps"] == 256 and kept["status"] == "finished"
+        assert kept["fingerprint"] == expected["fingerprint"], f"seed {seed}, {folder}"
+        assert points(folder) == points(tmp_path / "run-0"), f"seed {seed}, {folder}"
+
+
+def test_without_a_checkpoint_it_begins_anew(tmp_path, undisturbed, capsys) -> None:
+    summary = experiment.run(settings(tmp_path, resume=True))
+    assert f"{tmp_path} holds no checkpoint yet" in capsys.readouterr().out
+    assert told(tmp_path, summary) == undisturbed()
+    assert errors.exit_code(lambda: bool(parse(["--resume"]))) == 2
+
+
+def test_a_finished_run_is_left_alone_and_can_go_on(
+    tmp_path, undisturbed, capsys
+) -> None:
+    constant = {"schedule": {"name": "constant"}}
+    once = experiment.run(settings(tmp_path / "once", **constant, epochs=3))
+    run = functools.partial(settings, tmp_path / "twice", **constant)
+    summary = experiment.run(run())
+    before = contents(tmp_path / "twice")
+    assert experiment.run(run(resume=True)) == summary
+    assert contents(tmp_path / "twice") == before
+    assert "is finished" in capsys.readouterr().out
+    old = (tmp_path / "twice" / "summary.json").read_bytes()
+    assert experiment.run(run(resume=True, epochs=3)).fingerprint == once.fingerprint
+    assert points(tmp_path / "twice") == points(tmp_path / "once")
+    # Killed before the new summary: the old one is not that of this end.
+    (tmp_path / "twice" / "summary.json").write_bytes(old)
+    assert experiment.run(run(resume=True, epochs=3)).steps == 30
+    assert json.loads((tmp_path / "twice" / "summary.json").read_text())["steps"] == 30
+
+
+def test_settings_that_change_the_result_are_bound(
+    tmp_path, undisturbed, capsys
+) -> None:
+    interrupt(settings(tmp_path), Stopped, 14)
+    before = contents(tmp_path)
+    free = {"log": {"every": 5}, "checkpoint": {"every": 4, "keep": 3}}
+    changed = settings(tmp_path, resume=True, optimizer={"lr": 0.01}, **free)
+    with pytest.raises(SettingsError, match=r":\n  optimizer.lr: 0.05 -> 0.01$"):
+        experiment.run(changed)
+    assert contents(tmp_path) == before
+    summary = experiment.run(settings(tmp_path, resume=True, **free))
+    assert summary.fingerprint == undisturbed()[0]
+    out = capsys.readouterr().out
+    for line in ("log.every: 10 -> 5", "checkpoint.every: 3 -> 4"):
+        assert f"changed {line}\n" in out
+    allowed = settings(
+        tmp_path, resume=True, allow_changes=True, epochs=3, optimizer={"lr": 0.01}
+    )
+    assert experiment.run(allowed).steps == 30
+    assert "changed optimizer.lr: 0.05 -> 0.01\n" in capsys.readouterr().out
+
+
+SETTINGS = {
+    "free": """epochs=9 device='cuda' threads=2 data.root='elsewhere' log.every=3
+        checkpoint.every=3 checkpoint.keep=3""",
+    "bound": """seed=1 precision='bfloat16' clip-norm=1.0 accumulate=2
+        data.name='mnist' data.batch-size=32 model.name='cnn' model.hidden=[64]
+        optimizer.lr=0.1 optimizer.momentum=0.5 optimizer.dampening=0.5
+        optimizer.weight-decay=0.5 optimizer.nesterov=true
+        schedule.name='step' schedule.warmup=5""",
+    "how it is started": "allow-changes=true debug=true run-dir='elsewhere'",
+}
+CLASSES = {s: kind for kind, settings in SETTINGS.items() for s in settings.split()}
+
+
+@pytest.mark.parametrize(("setting", "kind"), CLASSES.items())
+def test_every_setting_is_free_or_bound(setting: str, kind: str) -> None:
+    key = setting.split("=")[0]
+    found = changes(Config(), from_toml(setting))
+    said = [[line.split(":")[0] for line in lines] for lines in found]
+    assert said == [[key] * (kind == "free"), [key] * (kind == "bound")]
+
+
+def test_no_setting_is_forgotten() -> None:
+    sections = {"data", "model", "optimizer", "schedule", "log", "checkpoint"}
+    known = {setting.split("=")[0] for setting in CLASSES}
+    assert set(config._keys(Config)) == known | sections | {"resume"}
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, capsys) -> None:
+    experiment.run(settings(tmp_path))
+    path = checkpoint.listed(tmp_path / "checkpoints")[-1]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    summary = experiment.run(settings(tmp_path, resume=True))
+    assert told(tmp_path, summary) == undisturbed()
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if "is damaged" in line]
+    assert "step-00000020" in line and line.endswith("; using step=18")
+
+
+def test_it_never_begins_anew_in_silence(tmp_path, capsys) -> None:
+    experiment.run(settings(tmp_path))
+    for path in checkpoint.listed(tmp_path / "checkpoints"):
+        path.write_bytes(b"")
+    run = settings(tmp_path, resume=True)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"no checkpoint in .* is intact"):
+            experiment.run(run)
+    assert errors.exit_code(lambda: bool(experiment.run(run))) == 4
+
+
+def test_flags_stand_above_the_settings_kept_in_the_run(tmp_path) -> None:
+    kept = settings(tmp_path, seed=5, model={"hidden": (7, 9)}, clip_norm=2.0)
+    interrupt(kept, Stopped, 1)
+    flags = ["--resume", "--run-dir", str(tmp_path), "--clip-norm", "3"]
+    found = parse(flags)
+    assert found.resume and (found.seed, found.model.hidden) == (5, (7, 9))
+    assert (found.clip_norm, found.checkpoint.every) == (3, 3)
+    assert changes(kept, found)[1] == ["clip-norm: 2.0 -> 3.0"]
+
+
+def state(model, optimizer) -> str:
+    return fingerprint(model.state_dict(), optimizer.state_dict()["state"])
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
+    """The state after each step of an undisturbed run, and how the step was made."""
+    made: list[tuple] = []
+    train = experiment.train
+
+    def spy(model, optimizer, *args, **kwargs):
+        made.append((state(model, optimizer), None))
+        for step in train(model, optimizer, *args, **kwargs):
+            made.append((state(model, optimizer), step))
+            yield step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "train", spy)
+        experiment.run(settings(tmp_path_factory.mktemp("history")))
+    return made
+
+
+@pytest.mark.parametrize("at", [1, 2, 8, 14, 20])
+@pytest.mark.parametrize("where", ["loss", "gradient", "input"])
+def test_a_step_that_is_not_finite_is_not_made(
+    tmp_path, monkeypatch, capsys, history, where: str, at: int
+) -> None:
+    """A NaN planted in one step ends the run there, and never reaches a parameter."""
+    train, states, names = experiment.train, [], []
+
+    def planted(model, optimizer, batches, loss_fn, **others):
+        names.extend(name for name, _ in model.named_parameters())
+        count = itertools.count(1)
+
+        def spoil(tensor):
+            return tensor * torch.nan if next(count) == at else tensor
+
+        def loss(outputs, targets):
+            value = loss_fn(outputs, targets)
+            return value + spoil(torch.ones(())) - 1 if where == "loss" else value
+
+        if where == "gradient":
+            model.get_parameter(names[-1]).register_hook(spoil)
+        if where == "input":
+            model.register_forward_pre_hook(
+                lambda model, x: spoil(x[0]) if model.training else x
+            )
+        try:
+            yield from train(model, optimizer, batches, loss, **others)
+        finally:
+            states.append(state(model, optimizer))
+
+    monkeypatch.setattr(experiment, "train", planted)
+    assert errors.exit_code(lambda: bool(experiment.run(settings(tmp_path)))) == 6
+    assert states == [history[at - 1][0]]
+    error = capsys.readouterr().err
+    step = history[at][1]
+    first = {
+        "loss": "in the loss alone",
+        "gradient": f"first in the gradient of {names[-1]}",
+        "input": f"first in the gradient of {names[0]}",
+    }[where]
+    loss = f"{step.loss:.4g}" if where == "gradient" else "nan"
+    norm = f"{step.grad_norm:.4g}" if where == "loss" else "nan"
+    assert f"step {at} is not finite, {first}: loss {loss}, |grad L| {norm}" in error
+    assert f"lr {step.lr:.4g}." in error and "Traceback" not in error
+    for path in checkpoint.listed(tmp_path / "checkpoints"):
+        kept = checkpoint.load(path).state
+        momentum = [s["momentum_buffer"] for s in kept["optimizer"]["state"].values()]
+        tensors = [*kept["model"].values(), *momentum]
+        assert kept["step"] < at and all(t.isfinite().all() for t in tensors)
+
+
+def start(log: Path, *flags: object, before: tuple = ()) -> subprocess.Popen:
+    """Start the program itself; its lines go to a file, to be read while it runs."""
+    command = [*before, sys.executable, SCRIPT, "--data.name", "digits", *flags]
+    arguments = [str(part) for part in command]
+    with log.open("w") as out:
+        return subprocess.Popen(arguments, stdout=out, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_ends_a_run_once_its_step_is_saved(tmp_path, name: str) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    flags = ("--run-dir", folder, "--epochs", 100_000, "--checkpoint.every", 3)
+    before = ("nohup",) if name == "SIGTERM" else ()
+    process = start(log, *flags, before=before)
+    while "saved checkpoint step=12 " not in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    if before:
+        process.send_signal(signal.SIGHUP)  # stays ignored
+        time.sleep(0.2)
+    sent, number = time.monotonic(), getattr(signal, name)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 128 + number and time.monotonic() - sent < 5
+    assert f"{name}: saving after this step" in error and "Traceback" not in error
+    step = int(re.findall(r"^saved checkpoint step=(\d+)", log.read_text(), re.M)[-1])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("interrupted", step)
+    epochs = step // 10 + 1
+    more = parse(["--resume", "--run-dir", str(folder), "--epochs", str(epochs)])
+    assert experiment.run(more).steps == 10 * epochs
+    points(folder)
+
+
+def test_a_signal_during_the_imports_ends_the_program_at_once(tmp_path) -> None:
+    process = start(tmp_path / "log", "--run-dir", tmp_path / "run")
+    status = Path(f"/proc/{process.pid}/status")
+    if not status.exists():
+        process.kill()
+        pytest.skip("needs /proc, to see that the handlers are installed")
+
+    def caught() -> int:
+        return int(status.read_text().split("SigCgt:")[1].split()[0], 16)
+
+    while not caught() >> (signal.SIGTERM - 1) & 1:
+        time.sleep(0.005)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=5)[1] == b""
+    assert process.returncode == 130 and not (tmp_path / "run").exists()
+
+
+def test_a_second_ctrl_c_leaves_at_once() -> None:
+    code = (
+        "import time; from minitrain.signals import Stop; stop = Stop().install()\n"
+        "with stop: print(flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == b"\n"
+    assert b"Ctrl-C again to leave at once" in process.stderr.readline()
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=1)
+    assert process.returncode == 130
+
+
+def test_a_second_run_stays_out_of_a_directory_in_use(tmp_path, undisturbed) -> None:
+    def intrude() -> None:
+        before = contents(tmp_path)
+        second = settings(tmp_path, resume=True)
+        with pytest.raises(RunDirectoryError, match=f"by process {os.getpid()} on "):
+            experiment.run(second)
+        assert contents(tmp_path) == before
+        assert errors.exit_code(lambda: bool(experiment.run(second))) == 7
+
+    with spying(5, intrude):
+        summary = experiment.run(settings(tmp_path))
+    assert told(tmp_path, summary) == undisturbed()
