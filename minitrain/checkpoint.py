@@ -58,7 +58,7 @@ def load(path: Path) -> Checkpoint:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     actual = hashlib.sha256(data).hexdigest()
     if actual != match[2]:
         raise CheckpointError(
@@ -108,9 +108,13 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             return load(path), faults
         except CheckpointError as error:
             faults.append(str(error))
+            if isinstance(error.__cause__, OSError):
+                continue  # not read: it may be intact
             with suppress(OSError):  # a read-only disk is no reason not to read
                 path.rename(path.with_name(f"{path.name}.corrupt"))
-    if faults or (folder.is_dir() and any(folder.glob("*.corrupt"))):
+    damaged = sorted(folder.glob("*.corrupt")) if folder.is_dir() else []
+    if faults or damaged:
+        faults = faults or [f"{path} is damaged" for path in damaged]
         raise CheckpointError(
             "\n".join([f"no checkpoint in {folder} is intact:", *faults])
             + "\nThe damaged files were kept. Start anew in another directory."
