@@ -111,7 +111,7 @@ class LogSettings(Settings):
 class CheckpointSettings(Settings):
     model_config = ConfigDict(title="checkpoint")
 
-    every: Annotated[int, Field(ge=1)] = 1000
+    every: Annotated[int, Field(ge=1)] = 5000
     """Steps between two checkpoints; there is one at the end of every epoch, too."""
     keep: Annotated[int, Field(ge=2)] = 2
     """How many of the newest are kept, besides the one with the best test accuracy."""
