@@ -20,7 +20,7 @@ from minitrain.errors import (
     Stopped,
     StorageError,
 )
-from minitrain.instruments import fingerprint, worst_mistakes
+from minitrain.instruments import Mistake, fingerprint, worst_mistakes
 from minitrain.report import (
     Summary,
     dashboard,
@@ -142,15 +142,18 @@ def run(
                     saver.save(is_last=step.number == num_steps or bool(stop.received))
                 if stop.received:
                     raise Stopped(stop.received)
-            from minitrain import figures  # with matplotlib, which no run needs earlier
-
-            logits = predict(model, test_inputs)
-            mistakes = worst_mistakes(logits, test_labels, NUM_MISTAKES)
-            images, classes = dataset.test.images, dataset.classes
-            picture = figures.draw_mistakes(images, mistakes, classes)
-            board.image("mistakes/test", picture, summary.steps)
+            mistakes = worst_mistakes(
+                predict(model, test_inputs), test_labels, NUM_MISTAKES
+            )
+            board.image("mistakes/test", _picture(dataset, mistakes), summary.steps)
     say(result(summary, folder))
     return summary
+
+
+def _picture(dataset: data.Dataset, mistakes: list[Mistake]) -> bytes:
+    from minitrain import figures  # with matplotlib, which no run needs earlier
+
+    return figures.draw_mistakes(dataset.test.images, mistakes, dataset.classes)
 
 
 class _Saver:
