@@ -34,6 +34,20 @@ def length(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(lengths, dtype=torch.float64).to(rows.dtype)
 
 
+def norm(parts: Sequence[Tensor]) -> Tensor:
+    """The length of a vector that is given in parts: sqrt(sum_i |x_i|^2).
+
+    >>> norm([torch.tensor([3.0]), torch.tensor([[0.0, 4.0]])])
+    tensor(5.)
+    """
+    return length(parts[0]) if len(parts) == 1 else length(norms(parts))
+
+
+def norms(parts: Iterable[Tensor]) -> Tensor:
+    """The length of each part, shape (number of parts,)."""
+    return torch.stack([length(part) for part in parts])
+
+
 def grad_norm(grads: Sequence[Tensor]) -> Tensor:
     """The length of the gradient, |g| = sqrt(sum_i g_i^2), over all its parts together.
 
@@ -42,9 +56,7 @@ def grad_norm(grads: Sequence[Tensor]) -> Tensor:
     >>> grad_norm([torch.tensor([3.0]), torch.tensor([[0.0, 4.0]])])
     tensor(5.)
     """
-    if len(grads) == 1:
-        return length(grads[0])
-    return length(torch.stack([length(grad) for grad in grads]))
+    return norm(grads)
 
 
 def grad_norms(parameters: Iterable[Tensor]) -> Tensor:
@@ -57,8 +69,39 @@ def grad_norms(parameters: Iterable[Tensor]) -> Tensor:
     >>> grad_norms([p, q])
     tensor([5., 0.])
     """
+    return norms(p.new_zeros(()) if p.grad is None else p.grad for p in parameters)
+
+
+def dot(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+    """The dot product x . y = sum_i x_i y_i of two vectors given in the same parts.
+
+    >>> dot([torch.tensor([1.0]), torch.tensor([2.0])], [torch.ones(1), torch.ones(1)])
+    tensor(3.)
+    """
+    pairs = zip(xs, ys, strict=True)
+    products = [torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in pairs]
+    return products[0] if len(products) == 1 else torch.stack(products).sum()
+
+
+def cosine(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+    """The cosine of the angle between two vectors: x . y / (|x| |y|).
+
+    1 is the same direction, 0 a right angle, -1 the opposite one; NaN where one is 0.
+
+    >>> cosine([torch.tensor([1.0, 0.0])], [torch.tensor([-2.0, 0.0])])
+    tensor(-1.)
+    """
+    return dot(xs, ys) / (norm(xs) * norm(ys))
+
+
+def zero_shares(parts: Iterable[Tensor]) -> Tensor:
+    """The share of elements that are exactly 0, of each part.
+
+    >>> zero_shares([torch.tensor([0.0, 1.0]), torch.zeros(3)])
+    tensor([0.5000, 1.0000])
+    """
     return torch.stack(
-        [length(p.new_zeros(()) if p.grad is None else p.grad) for p in parameters]
+        [1 - part.count_nonzero().float() / part.numel() for part in parts]
     )
 
 

@@ -1,5 +1,6 @@
 """The loop: one step of training after another, for the caller to watch and to stop."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from minitrain.data import Batches
 from minitrain.errors import NotFiniteError
 from minitrain.instruments import grad_norm, grad_norms
+from minitrain.panel import Panel, Readings, Watch
 
 Batch = tuple[Tensor, Tensor]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -37,6 +39,8 @@ class Step(NamedTuple):
     frozen ones; None where the step was not measured."""
     lr: float | Tensor
     """Learning rate of the update."""
+    readings: Readings
+    """What a panel read of it, tags and values."""
 
 
 def train(
@@ -52,6 +56,7 @@ def train(
     autocast: torch.dtype | None = None,
     measure_every: int = 1,
     start: int = 0,
+    panel: Panel | None = None,
 ) -> Iterator[Step]:
     """Train the model, one update at a time: theta <- theta - lr * grad L(theta).
 
@@ -73,6 +78,7 @@ def train(
     measure_every steps between two with `grad_norms`; the first and the last have them.
 
     start         completed updates of a run that is continued: those are passed over.
+    panel         watches every step; its readings are in the steps.
 
     Loss and gradient are checked before every update. Raises NotFiniteError where one
     is infinite or NaN, with the parameters as they were before that step, and
@@ -99,30 +105,42 @@ def train(
                 continue
             if lr is not None:
                 _set_lr(optimizer, lr(number))
-            optimizer.zero_grad()
-            loss, num_samples = _backward(model, window, loss_fn, device, autocast)
-
-            optimized = [p for g in optimizer.param_groups for p in g["params"]]
-            norm = grad_norm([p.grad for p in optimized if p.grad is not None])
             number += 1
-            if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-                raise NotFiniteError(_not_finite(model, optimizer, number, loss, norm))
             is_last = ends_epoch and epoch == epochs
-            measured = number == 1 or number % measure_every == 0 or is_last
-            norms = grad_norms(parameters) if measured else None
-            if clip_norm is not None:
-                nn.utils.clip_grads_with_norm_(optimized, clip_norm, norm)
+            batch = (model, window, loss_fn, device)
+            watching = nullcontext(Watch())
+            if panel is not None:
+                loss_of = functools.partial(_mean_loss, *batch)
+                watching = panel.watch(
+                    number, loss_of, is_last=is_last, autocast=autocast
+                )
+            with watching as watch:
+                optimizer.zero_grad()
+                loss = watch.loss = _backward(*batch, autocast)
 
-            optimizer.step()
+                optimized = [p for g in optimizer.param_groups for p in g["params"]]
+                norm = grad_norm([p.grad for p in optimized if p.grad is not None])
+                if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+                    raise NotFiniteError(
+                        _not_finite(model, optimizer, number, loss, norm)
+                    )
+                measured = number == 1 or number % measure_every == 0 or is_last
+                norms = grad_norms(parameters) if measured else None
+                if clip_norm is not None:
+                    watch.clip_factor = min(1.0, clip_norm / (norm.item() + 1e-6))
+                    nn.utils.clip_grads_with_norm_(optimized, clip_norm, norm)
+
+                optimizer.step()
             yield Step(
                 number=number,
                 epoch=epoch,
                 ends_epoch=ends_epoch,
-                num_samples=num_samples,
+                num_samples=sum(len(targets) for _, targets in window),
                 loss=loss,
                 grad_norm=norm,
                 grad_norms=norms,
                 lr=optimizer.param_groups[0]["lr"],
+                readings=watch.readings,
             )
         if number == before_epoch:
             raise ValueError(f"epoch {epoch} yielded no batch to train on")
@@ -188,23 +206,44 @@ def _backward(
     loss_fn: LossFunction,
     device: torch.device,
     autocast: torch.dtype | None,
-) -> tuple[Tensor, int]:
-    """Add the gradient of the mean loss over all samples of a window of batches.
+) -> Tensor:
+    """Add the gradient of the mean loss over a window of batches; returns that loss."""
+    losses = []
+    for loss in _shares(model, window, loss_fn, device, autocast):
+        loss.backward()
+        losses.append(loss.detach())
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
-    grad L = sum_i (n_i / n) grad L_i for batches of n_i samples, n in all. Returns the
-    mean loss and n.
+
+def _mean_loss(
+    model: nn.Module,
+    window: Sequence[Batch],
+    loss_fn: LossFunction,
+    device: torch.device,
+) -> Tensor:
+    """The mean loss over all samples of a window of batches."""
+    return torch.stack(list(_shares(model, window, loss_fn, device, None))).sum()
+
+
+def _shares(
+    model: nn.Module,
+    window: Sequence[Batch],
+    loss_fn: LossFunction,
+    device: torch.device,
+    autocast: torch.dtype | None,
+) -> Iterator[Tensor]:
+    """What each batch adds to the mean loss: L = sum_i (n_i / n) L_i.
+
+    n_i are its samples, n those of all batches of the window.
     """
     num_samples = sum(len(targets) for _, targets in window)
-    losses = []
     for inputs, targets in window:
         inputs, targets = inputs.to(device), targets.to(device)
         with torch.autocast(device.type, autocast) if autocast else nullcontext():
             loss = loss_fn(model(inputs), targets)
         if len(window) > 1:
             loss = loss * (len(targets) / num_samples)
-        loss.backward()
-        losses.append(loss.detach())
-    return losses[0] if len(window) == 1 else torch.stack(losses).sum(), num_samples
+        yield loss
 
 
 def _not_finite(
