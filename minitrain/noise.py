@@ -8,9 +8,8 @@ large allows a step about twice as long; above it, most of the work is wasted.
 Source: McCandlish et al., An empirical model of large-batch training, 2018.
 """
 
-import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -74,9 +73,7 @@ class NoiseScale:
         self._num_updates = 0
         self._averages = NoiseEstimate(0.0, 0.0)
 
-    def update(
-        self, mean_square: float, batch_square: float, num_samples: int
-    ) -> None:
+    def update(self, mean_square: float, batch_square: float, num_samples: int) -> None:
         """Take in a batch, with the arguments of `noise_estimate`.
 
         A batch of one sample, or with a gradient that is not finite, tells nothing and
@@ -181,14 +178,21 @@ class PerSampleNorms:
     """
 
     def __init__(self, model: nn.Module, check: bool) -> None:
-        self.withheld = _obstacle(model)
-        """Why there are no norms, or None."""
-        self._handles: list[RemovableHandle] = []
+        self.withheld: str | None = None
+        """Why there are no norms."""
         self._layers: list[_Layer] = []
-        if self.withheld is None:
-            for name, module in model.named_modules():
-                if isinstance(module, nn.Linear | nn.Conv2d) and _trainable(module):
-                    self._layers.append(_Layer(name, module, self, check))
+        try:
+            self._layers = _layers(model)
+        except _Withheld as reason:
+            self.withheld = str(reason)
+        for layer in self._layers:
+            layer.watch(check)
+
+    def close(self) -> None:
+        """Remove the hooks, and take in what they have kept."""
+        for layer in self._layers:
+            layer.unwatch()
+        _take_in(self._layers)
 
     def squared(self, num_samples: int) -> Tensor | None:
         """|grad l_i|^2 of all n samples in the order they came in, shape (n,).
@@ -197,174 +201,155 @@ class PerSampleNorms:
         where it turns out only now that the norms would be wrong.
         """
         for layer in self._layers:
-            self.withhold(layer.name, layer.obstacle(num_samples))
+            obstacle = layer.obstacle_to(num_samples)
+            if self.withheld is None and obstacle is not None:
+                self.withheld = f"{layer.name or 'the model'}: {obstacle}"
         if self.withheld is not None:
             return None
-        squares = [torch.cat(layer.squares) for layer in self._layers]
         # Each derivative was that of l_i / n.
-        return torch.stack(squares).sum(dim=0) * num_samples**2
+        squares = torch.stack([torch.cat(layer.squares) for layer in self._layers])
+        return squares.sum(dim=0) * num_samples**2
 
-    def withhold(self, name: str, reason: str | None) -> None:
-        """Give up for a reason; the first one is kept."""
-        if self.withheld is None and reason is not None:
-            self.withheld = f"{name or 'the model'}: {reason}"
 
-    def keep(self, handle: RemovableHandle) -> None:
-        """Have a hook removed at the end."""
-        self._handles.append(handle)
-
-    def close(self) -> None:
-        """Remove all hooks."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+class _Withheld(Exception):
+    """The reason why there are no norms."""
 
 
 class _Layer:
-    """One layer's share of the norms, and whether it is right.
+    """One layer's share of the norms.
 
-    A bias is the weight of a constant input 1, so that a layer has one rule: with the
-    inputs x_il and the derivatives d_il at the places l of sample i (the positions of a
-    convolution, one for an ordinary linear layer), its gradient is sum_il d_il x_il^T.
+    Its hooks keep what passes by: the inputs of a call, the derivatives of the loss by
+    its outputs and, for the check, the gradients of its parameters. They compute
+    nothing, and hold on to one pass at most.
     """
 
-    def __init__(
-        self,
-        name: str,
-        module: nn.Linear | nn.Conv2d,
-        norms: PerSampleNorms,
-        check: bool,
-    ) -> None:
+    def __init__(self, name: str, module: nn.Linear | nn.Conv2d) -> None:
         self.name = name
         self.squares: list[Tensor] = []
         self._module = module
-        self._norms = norms
+        self._handles: list[RemovableHandle] = []
+        self._obstacle: str | None = None
+        self._check = False
+        self._inputs: Tensor | None = None
+        self._version = 0
+        self._delta: Tensor | None = None
+        self._grads: list[Tensor] = []
+
+    def watch(self, check: bool) -> None:
+        """Set the hooks."""
         self._check = check
-        trainable = _trainable(module)
-        self._has_weight, self._has_bias = "weight" in trainable, "bias" in trainable
-        self._waiting = False
-        # The gradient times a fixed direction: as the samples give it, and as it
-        # reached the parameters.
-        self._given: list[Tensor] = []
-        self._reached: list[Tensor] = []
-
-        norms.keep(
-            module.register_forward_hook(
-                self._guarded(self._on_call), prepend=True, with_kwargs=True
-            )
+        hook = self._module.register_forward_hook(
+            self._on_call, prepend=True, with_kwargs=True
         )
+        self._handles.append(hook)
         if check:
-            for parameter in trainable.values():
-                hook = self._guarded(self._on_parameter_gradient)
-                norms.keep(parameter.register_hook(hook))
+            for parameter in _trainable(self._module).values():
+                self._handles.append(parameter.register_hook(self._grads.append))
 
-    def obstacle(self, num_samples: int) -> str | None:
-        """Why its norms cannot be right, or None."""
-        if self._waiting:
-            return "it was called, but no gradient came back to it"
-        if not self.squares:
-            return "it was not called"
-        seen = sum(len(squares) for squares in self.squares)
-        if seen != num_samples:
-            return f"its input has {seen} entries, for {num_samples} samples"
-        if self._check and not self._adds_up():
-            return (
-                "its gradient is not the sum over the samples of what came back to it: "
-                "a parameter is used elsewhere too, or the gradient was changed or is "
-                "not finite"
-            )
-        return None
-
-    def _adds_up(self) -> bool:
-        given = torch.stack(self._given).sum(dim=0)
-        reached = sum(self._reached, torch.zeros_like(given))
-        scale = torch.cat(self.squares).sqrt().sum()
-        # Half of the digits: more are lost only where the addends cancel.
-        tolerance = math.sqrt(self._eps) * scale
-        return bool((given - reached).abs().max() <= tolerance)
-
-    def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
-        """The hook, unable to end a training that it only watches."""
-
-        def guarded(*args: Any) -> None:
-            try:
-                hook(*args)
-            except Exception as error:
-                self._norms.withhold(self.name, f"{type(error).__name__}: {error}")
-
-        return guarded
+    def unwatch(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
 
     def _on_call(
         self, _: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor
     ) -> None:
         if not output.requires_grad:
             return
-        if self._waiting:
-            self._norms.withhold(self.name, "it was called more than once in a pass")
-        self._waiting = True
-        inputs = (args[0] if args else kwargs["input"]).detach()
-        hook = self._guarded(functools.partial(self._on_output_gradient, inputs))
-        self._norms.keep(output.register_hook(hook))
+        if self._delta is not None:
+            _take_in([self])
+        elif self._inputs is not None:
+            self._obstacle = "it was called more than once in a pass"
+        self._inputs = args[0] if args else kwargs["input"]
+        self._version = self._inputs._version
+        self._handles.append(output.register_hook(self._on_gradient))
 
-    def _on_output_gradient(self, inputs: Tensor, delta: Tensor) -> None:
-        if not self._waiting:
-            self._norms.withhold(self.name, "more than one gradient came back to it")
-        self._waiting = False
-        if self._norms.withheld is not None:
+    def _on_gradient(self, delta: Tensor) -> None:
+        if self._inputs is None or self._delta is not None:
+            self._obstacle = "more than one gradient came back to it"
+        self._delta = delta
+
+    def take_in(self) -> None:
+        """Turn what is kept of a pass into squared norms."""
+        inputs, delta, grads = self._inputs, self._delta, self._grads[:]
+        if inputs is None or delta is None or self._obstacle is not None:
             return
-        # The layer itself has rounded its inputs to the dtype that autocast asks for.
-        x, d = inputs.to(delta.dtype), delta.detach()
-        self._eps = torch.finfo(d.dtype).eps
-        with torch.autocast(d.device.type, enabled=False):
-            x, d = _columns(self._module, _at_least_float(x), _at_least_float(d))
-            squares = self._squares(x, d)
-            if len(squares) != len(delta):  # one for each group of a convolution
-                squares = squares.view(len(delta), -1).sum(dim=1)
-            self.squares.append(squares)
+        self._inputs = self._delta = None
+        self._grads.clear()
+        try:
+            if inputs._version != self._version:
+                raise _Withheld("its input was changed in place")
+            # The layer itself has rounded its inputs to autocast's dtype.
+            x, d = _wide(inputs.to(delta.dtype)), _wide(delta)
+            squares = _squares(self._module, x, d)
             if self._check:
-                along = self._along_direction(x, d)
-                self._given.append(along.view(len(delta), -1).sum(dim=0))
+                eps, scale = torch.finfo(delta.dtype).eps, squares.sqrt().sum()
+                difference = _difference(self._module, x, d, grads)
+                # Half of the digits: more are lost only where the addends cancel.
+                if not difference <= math.sqrt(eps) * scale:
+                    raise _Withheld(
+                        "its gradient is not finite, or not the sum over the samples "
+                        "of what came back to it: a parameter is used elsewhere too, "
+                        "the loss has a penalty, or a hook changes the gradient"
+                    )
+            self.squares.append(squares)
+        except Exception as error:  # watching must not end a training
+            known = isinstance(error, _Withheld)
+            self._obstacle = str(error) if known else f"{type(error).__name__}: {error}"
 
-    def _squares(self, x: Tensor, d: Tensor) -> Tensor:
-        """|sum_l d_l x_l^T|^2 for each sample, from (B, K, L) and (B, O, L): (B,).
+    def obstacle_to(self, num_samples: int) -> str | None:
+        """Why there are no norms of this layer for as many samples, or None."""
+        if self._obstacle is not None:
+            return self._obstacle
+        if self._inputs is not None:
+            return "it was called, but no gradient came back to it"
+        if not self.squares:
+            return "it was not called"
+        seen = sum(len(squares) for squares in self.squares)
+        if seen != num_samples:
+            return f"its inputs have {seen} entries for {num_samples} samples"
+        return None
 
-        It is sum_lm (x_l . x_m) (d_l . d_m), too: |x|^2 |d|^2 for a single place.
-        Source: Goodfellow, Efficient per-example gradient computations, 2015; for more
-        places Li et al., Large language models can be strong differentially private
-        learners, 2021.
-        """
-        num_inputs, num_outputs, num_places = x.shape[1], d.shape[1], x.shape[2]
-        if num_places == 1:
-            squares = torch.linalg.vector_norm(d, dim=(1, 2)).square()
-            if not self._has_weight:
-                return squares
-            lengths = torch.linalg.vector_norm(x, dim=(1, 2))
-            return squares * (lengths.square() + int(self._has_bias))
-        if num_places * (num_inputs + num_outputs) < num_inputs * num_outputs:
-            similar = torch.bmm(x.mT, x) if self._has_weight else 0
-            similar = similar + int(self._has_bias)
-            return (similar * torch.bmm(d.mT, d)).sum(dim=(1, 2))
-        squares = x.new_zeros(len(x))
-        if self._has_weight:
-            squares += torch.bmm(d, x.mT).square().sum(dim=(1, 2))
-        if self._has_bias:
-            squares += d.sum(dim=2).square().sum(dim=1)
-        return squares
 
-    def _along_direction(self, x: Tensor, d: Tensor) -> Tensor:
-        """sum_l d_l (x_l . v) for each sample and a fixed v: (B, O)."""
-        along = x.new_full((len(x), x.shape[2]), float(self._has_bias))
-        if self._has_weight:
-            along += _direction(x.shape[1], x.dtype, x.device) @ x
-        return torch.bmm(d, along.unsqueeze(2)).squeeze(2)
+def _take_in(layers: list[_Layer]) -> None:
+    if layers:
+        device = next(layers[0]._module.parameters()).device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            for layer in layers:
+                layer.take_in()
 
-    def _on_parameter_gradient(self, grad: Tensor) -> None:
-        grad = _at_least_float(grad.detach())
-        if grad.dim() > 1:
-            rows = grad.flatten(1)
-            with torch.autocast(grad.device.type, enabled=False):
-                grad = rows @ _direction(rows.shape[1], grad.dtype, grad.device)
-        self._reached.append(grad)
+
+def _layers(model: nn.Module) -> list[_Layer]:
+    """The layers with trainable parameters; raises _Withheld where one is unknown."""
+    layers: list[_Layer] = []
+    owners: dict[nn.Parameter, str] = {}
+    for prefix, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, _BatchNorm) and (
+            module.training or module.running_mean is None
+        ):
+            raise _Withheld(f"{prefix or 'the model'}: {kind} mixes the samples")
+        trainable = _trainable(module)
+        for attribute, parameter in trainable.items():
+            name = f"{prefix}.{attribute}" if prefix else attribute
+            # Subclasses may compute anything.
+            known = type(module) in (nn.Linear, nn.Conv2d)
+            if not known or attribute not in ("weight", "bias"):
+                raise _Withheld(
+                    f"{name}: known are the norms for weight and bias of Linear and "
+                    f"Conv2d, not for those of {kind}"
+                )
+            if not parameter.is_floating_point():
+                raise _Withheld(f"{name}: {parameter.dtype} is not real")
+            if parameter in owners:
+                raise _Withheld(f"{name}: it is {owners[parameter]} too")
+            owners[parameter] = name
+        if trainable:
+            assert isinstance(module, nn.Linear | nn.Conv2d)
+            layers.append(_Layer(prefix, module))
+    if not layers:
+        raise _Withheld("the model has no trainable parameter")
+    return layers
 
 
 def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -376,64 +361,81 @@ def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def _obstacle(model: nn.Module) -> str | None:
-    """Why the model's per-sample norms are not known, or None."""
-    owners: dict[nn.Parameter, str] = {}
-    for prefix, module in model.named_modules():
-        kind = type(module).__name__
-        if isinstance(module, _BatchNorm) and (
-            module.training or module.running_mean is None
-        ):
-            return f"{prefix or 'the model'}: {kind} mixes the samples of a batch"
-        known = type(module) in (nn.Linear, nn.Conv2d)
-        for attribute, parameter in _trainable(module).items():
-            name = f"{prefix}.{attribute}" if prefix else attribute
-            if not known or attribute not in ("weight", "bias"):
-                return f"{name}: known are weight and bias of Linear and Conv2d, not of {kind}"
-            if not parameter.is_floating_point():
-                return f"{name}: of dtype {parameter.dtype}, which is not real"
-            if parameter in owners:
-                return f"{name}: it is {owners[parameter]} too"
-            owners[parameter] = name
-    return None if owners else "the model has no trainable parameter"
+def _squares(module: nn.Linear | nn.Conv2d, inputs: Tensor, delta: Tensor) -> Tensor:
+    """|grad l_i|^2 for one layer's parameters, from inputs and derivatives: (N,).
+
+    With the inputs x_l and the derivatives d_l at the places l of a sample it is
+    |sum_l d_l x_l^T|^2, or sum_lm (x_l . x_m) (d_l . d_m), whichever is cheaper: for a
+    single place, |x|^2 |d|^2. A bias is the weight of a constant input 1.
+
+    Source: Goodfellow, Efficient per-example gradient computations, 2015; for more
+    places Li et al., Large language models can be strong differentially private
+    learners, 2021.
+    """
+    trainable = _trainable(module)
+    weight, bias = "weight" in trainable, "bias" in trainable
+    if inputs.dim() == 2 and weight:
+        x_squares = torch.linalg.vector_norm(inputs, dim=1).square_()
+        d_squares = torch.linalg.vector_norm(delta, dim=1).square_()
+        return d_squares * (x_squares + 1 if bias else x_squares)
+    x, d = _columns(module, inputs, delta)
+    num_inputs, num_outputs, num_places = x.shape[1], d.shape[1], x.shape[2]
+    if num_places * (num_inputs + num_outputs) < num_inputs * num_outputs:
+        similar = torch.bmm(x.mT, x) * int(weight) + int(bias)
+        squares = (similar * torch.bmm(d.mT, d)).sum(dim=(1, 2))
+    else:
+        squares = d.sum(dim=2).square().sum(dim=1) * int(bias)
+        if weight:
+            squares += torch.bmm(d, x.mT).square().sum(dim=(1, 2))
+    return squares.view(len(delta), -1).sum(dim=1)  # over the groups of channels
+
+
+def _difference(
+    module: nn.Linear | nn.Conv2d, inputs: Tensor, delta: Tensor, grads: list[Tensor]
+) -> Tensor:
+    """How far the samples' gradients are from adding up to that of the parameters.
+
+    Both are multiplied by a fixed random direction v, with 1 for the bias: the largest
+    component of sum_il d_il (x_il . v + 1) - (grad W v + grad b), a 0-d tensor.
+    """
+    trainable = _trainable(module)
+    x, d = _columns(module, inputs, delta)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(x.shape[1], generator=generator).to(x)
+    along = v @ x * int("weight" in trainable) + int("bias" in trainable)
+    given = torch.bmm(d, along.unsqueeze(2)).view(len(delta), -1).sum(dim=0)
+    for grad in grads:
+        given -= _wide(grad).flatten(1) @ v if grad.dim() > 1 else _wide(grad)
+    return given.abs().max()
 
 
 def _columns(
     module: nn.Linear | nn.Conv2d, inputs: Tensor, delta: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The inputs x_il and the derivatives d_il as columns: (B, K, L) and (B, O, L).
+    """Inputs and derivatives, a column for each place: (B, K, L) and (B, O, L).
 
     Of a convolution a column of inputs is the patch that a position sees. Each group of
-    its channels counts as a sample of its own: B is then samples * groups.
+    its channels counts as a sample of its own: B is then N * groups.
     """
+    num = len(inputs)
     if isinstance(module, nn.Linear):
         if inputs.dim() < 2:
-            raise ValueError("its input has no dimension for the samples")
-        batch = len(inputs)
-        return (
-            inputs.reshape(batch, -1, inputs.shape[-1]).mT,
-            delta.reshape(batch, -1, delta.shape[-1]).mT,
-        )
+            raise _Withheld("its input has no dimension for the samples")
+        x = inputs.reshape(num, -1, module.in_features)
+        return x.mT, delta.reshape(num, -1, module.out_features).mT
     if inputs.dim() < 4:
-        raise ValueError("its input has no dimension for the samples")
+        raise _Withheld("its input has no dimension for the samples")
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = F.pad(inputs, module._reversed_padding_repeated_twice, mode)
-    patches = padded
-    for axis, size, step, gap in zip(
+    x = F.pad(inputs, module._reversed_padding_repeated_twice, mode)
+    for axis, size, stride, gap in zip(
         (2, 3), module.kernel_size, module.stride, module.dilation, strict=True
     ):
-        patches = patches.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
-    patches = patches.permute(0, 1, 4, 5, 2, 3)  # (N, channels, *kernel, *positions)
-    num, places = len(inputs) * module.groups, delta[0, 0].numel()
-    return patches.reshape(num, -1, places), delta.reshape(num, -1, places)
+        x = x.unfold(axis, gap * (size - 1) + 1, stride)[..., ::gap]
+    x = x.permute(0, 1, 4, 5, 2, 3)  # (N, channels, *kernel, *positions)
+    num, num_places = num * module.groups, delta.shape[2] * delta.shape[3]
+    return x.reshape(num, -1, num_places), delta.reshape(num, -1, num_places)
 
 
-@functools.cache
-def _direction(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A fixed random vector with components of size 1."""
-    generator = torch.Generator().manual_seed(size)
-    return torch.randn(size, generator=generator, dtype=dtype).to(device)
-
-
-def _at_least_float(tensor: Tensor) -> Tensor:
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least, for sums."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
