@@ -10,7 +10,7 @@ Source: McCandlish et al., An empirical model of large-batch training, 2018.
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -141,10 +141,10 @@ def per_sample_norms(
 ) -> Iterator["PerSampleNorms"]:
     """Watch the forward and backward passes of one step for |grad l_i|^2.
 
-    The backward pass computes for each layer the derivatives of the loss by its outputs,
-    sample by sample, and adds up their products with its inputs to the gradient. The
-    lengths of the addends follow from the same two tensors, at the cost of a fraction
-    of a pass. Gradients and everything else stay as they are without.
+    The backward pass computes for each layer the derivatives of the loss by its
+    outputs, sample by sample, and adds up their products with its inputs to the
+    gradient. The lengths of the addends follow from the same two tensors, at the cost
+    of a fraction of a pass. Gradients and everything else stay as they are without.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> inputs = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
@@ -153,8 +153,8 @@ def per_sample_norms(
     >>> norms.squared(num_samples=2)
     tensor([25.,  4.])
 
-    Known are trainable parameters of `nn.Linear` and `nn.Conv2d`; for models with others
-    the norms are withheld and `norms.withheld` says why.
+    Known are trainable parameters of `nn.Linear` and `nn.Conv2d`; for models with
+    others the norms are withheld and `norms.withheld` says why.
 
     check   whether to make sure that the addends add up to the gradient: they do not
             where a parameter is used outside of its layer, or the loss has a term, such
@@ -200,15 +200,33 @@ class PerSampleNorms:
         float32, or float64 where the model is. None where `withheld` says why, also
         where it turns out only now that the norms would be wrong.
         """
+        lengths = self._lengths(num_samples)
+        if lengths is None:
+            return None
+        # Each derivative was that of l_i / n.
+        return lengths.view(-1, num_samples).square().sum(dim=0) * num_samples**2
+
+    def mean_square(self, num_samples: int) -> float | None:
+        """s = mean_i |grad l_i|^2, or None as in `squared`."""
+        lengths = self._lengths(num_samples)
+        return None if lengths is None else num_samples * float(lengths.dot(lengths))
+
+    def _lengths(self, num_samples: int) -> Tensor | None:
+        """The lengths of all parts of all samples' gradients: (parts * n,)."""
         for layer in self._layers:
             obstacle = layer.obstacle_to(num_samples)
             if self.withheld is None and obstacle is not None:
                 self.withheld = f"{layer.name or 'the model'}: {obstacle}"
         if self.withheld is not None:
             return None
-        # Each derivative was that of l_i / n.
-        squares = torch.stack([torch.cat(layer.squares) for layer in self._layers])
-        return squares.sum(dim=0) * num_samples**2
+        return torch.cat(
+            [
+                length
+                for layer in self._layers
+                for part in zip(*layer.lengths, strict=True)
+                for length in part
+            ]
+        )
 
 
 class _Withheld(Exception):
@@ -225,7 +243,7 @@ class _Layer:
 
     def __init__(self, name: str, module: nn.Linear | nn.Conv2d) -> None:
         self.name = name
-        self.squares: list[Tensor] = []
+        self.lengths: list[list[Tensor]] = []
         self._module = module
         self._handles: list[RemovableHandle] = []
         self._obstacle: str | None = None
@@ -260,8 +278,8 @@ class _Layer:
             _take_in([self])
         elif self._inputs is not None:
             self._obstacle = "it was called more than once in a pass"
-        self._inputs = args[0] if args else kwargs["input"]
-        self._version = self._inputs._version
+        inputs = args[0] if args else kwargs["input"]
+        self._inputs, self._version = inputs, inputs._version
         self._handles.append(output.register_hook(self._on_gradient))
 
     def _on_gradient(self, delta: Tensor) -> None:
@@ -281,18 +299,10 @@ class _Layer:
                 raise _Withheld("its input was changed in place")
             # The layer itself has rounded its inputs to autocast's dtype.
             x, d = _wide(inputs.to(delta.dtype)), _wide(delta)
-            squares = _squares(self._module, x, d)
+            lengths = _lengths(self._module, x, d)
             if self._check:
-                eps, scale = torch.finfo(delta.dtype).eps, squares.sqrt().sum()
-                difference = _difference(self._module, x, d, grads)
-                # Half of the digits: more are lost only where the addends cancel.
-                if not difference <= math.sqrt(eps) * scale:
-                    raise _Withheld(
-                        "its gradient is not finite, or not the sum over the samples "
-                        "of what came back to it: a parameter is used elsewhere too, "
-                        "the loss has a penalty, or a hook changes the gradient"
-                    )
-            self.squares.append(squares)
+                _check_sum(self._module, x, d, grads, lengths, delta.dtype)
+            self.lengths.append(lengths)
         except Exception as error:  # watching must not end a training
             known = isinstance(error, _Withheld)
             self._obstacle = str(error) if known else f"{type(error).__name__}: {error}"
@@ -303,20 +313,26 @@ class _Layer:
             return self._obstacle
         if self._inputs is not None:
             return "it was called, but no gradient came back to it"
-        if not self.squares:
+        if not self.lengths:
             return "it was not called"
-        seen = sum(len(squares) for squares in self.squares)
+        seen = sum(len(row) for row, *_ in self.lengths)
         if seen != num_samples:
             return f"its inputs have {seen} entries for {num_samples} samples"
         return None
 
 
 def _take_in(layers: list[_Layer]) -> None:
-    if layers:
-        device = next(layers[0]._module.parameters()).device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            for layer in layers:
-                layer.take_in()
+    """Have the layers take in what they have kept, with the precision that they have.
+
+    A backward pass with create_graph=True enables gradients, and it or this may run
+    under autocast.
+    """
+    device = "cuda" if torch.is_autocast_enabled("cuda") else "cpu"
+    autocast = torch.is_autocast_enabled(device)
+    precise = torch.autocast(device, enabled=False) if autocast else nullcontext()
+    with torch.no_grad(), precise:
+        for layer in layers:
+            layer.take_in()
 
 
 def _layers(model: nn.Module) -> list[_Layer]:
@@ -361,12 +377,14 @@ def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def _squares(module: nn.Linear | nn.Conv2d, inputs: Tensor, delta: Tensor) -> Tensor:
-    """|grad l_i|^2 for one layer's parameters, from inputs and derivatives: (N,).
+def _lengths(
+    module: nn.Linear | nn.Conv2d, inputs: Tensor, delta: Tensor
+) -> list[Tensor]:
+    """The lengths of a layer's per-sample gradients, in one part or two: (N,) each.
 
-    With the inputs x_l and the derivatives d_l at the places l of a sample it is
-    |sum_l d_l x_l^T|^2, or sum_lm (x_l . x_m) (d_l . d_m), whichever is cheaper: for a
-    single place, |x|^2 |d|^2. A bias is the weight of a constant input 1.
+    With the inputs x_l and the derivatives d_l at the places l of a sample, the square
+    is |sum_l d_l x_l^T|^2, or sum_lm (x_l . x_m) (d_l . d_m), whichever is cheaper: for
+    a single place, |x|^2 |d|^2. A bias is the weight of a constant input 1.
 
     Source: Goodfellow, Efficient per-example gradient computations, 2015; for more
     places Li et al., Large language models can be strong differentially private
@@ -374,39 +392,55 @@ def _squares(module: nn.Linear | nn.Conv2d, inputs: Tensor, delta: Tensor) -> Te
     """
     trainable = _trainable(module)
     weight, bias = "weight" in trainable, "bias" in trainable
-    if inputs.dim() == 2 and weight:
-        x_squares = torch.linalg.vector_norm(inputs, dim=1).square_()
-        d_squares = torch.linalg.vector_norm(delta, dim=1).square_()
-        return d_squares * (x_squares + 1 if bias else x_squares)
+    if inputs.dim() == 2:
+        of_bias = torch.linalg.vector_norm(delta, dim=1)
+        if not weight:
+            return [of_bias]
+        of_weight = torch.linalg.vector_norm(inputs, dim=1) * of_bias
+        return [of_weight, of_bias] if bias else [of_weight]
     x, d = _columns(module, inputs, delta)
     num_inputs, num_outputs, num_places = x.shape[1], d.shape[1], x.shape[2]
     if num_places * (num_inputs + num_outputs) < num_inputs * num_outputs:
         similar = torch.bmm(x.mT, x) * int(weight) + int(bias)
-        squares = (similar * torch.bmm(d.mT, d)).sum(dim=(1, 2))
+        # Rounding can make the square of a length near 0 negative.
+        squares = (similar * torch.bmm(d.mT, d)).sum(dim=(1, 2)).clamp(min=0)
     else:
         squares = d.sum(dim=2).square().sum(dim=1) * int(bias)
         if weight:
             squares += torch.bmm(d, x.mT).square().sum(dim=(1, 2))
-    return squares.view(len(delta), -1).sum(dim=1)  # over the groups of channels
+    # Groups of channels have parts of the gradient of their own.
+    return [squares.view(len(delta), -1).sum(dim=1).sqrt()]
 
 
-def _difference(
-    module: nn.Linear | nn.Conv2d, inputs: Tensor, delta: Tensor, grads: list[Tensor]
-) -> Tensor:
-    """How far the samples' gradients are from adding up to that of the parameters.
+def _check_sum(
+    module: nn.Linear | nn.Conv2d,
+    inputs: Tensor,
+    delta: Tensor,
+    grads: list[Tensor],
+    lengths: list[Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """Raise _Withheld where the samples' gradients do not add up to `grads`.
 
-    Both are multiplied by a fixed random direction v, with 1 for the bias: the largest
-    component of sum_il d_il (x_il . v + 1) - (grad W v + grad b), a 0-d tensor.
+    Both are multiplied by a fixed random direction v, and 1 for the bias, which is much
+    cheaper: sum_il d_il (x_il . v + 1) = grad W v + grad b.
     """
     trainable = _trainable(module)
     x, d = _columns(module, inputs, delta)
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(x.shape[1], generator=generator).to(x)
     along = v @ x * int("weight" in trainable) + int("bias" in trainable)
-    given = torch.bmm(d, along.unsqueeze(2)).view(len(delta), -1).sum(dim=0)
+    difference = torch.bmm(d, along.unsqueeze(2)).view(len(delta), -1).sum(dim=0)
     for grad in grads:
-        given -= _wide(grad).flatten(1) @ v if grad.dim() > 1 else _wide(grad)
-    return given.abs().max()
+        difference -= _wide(grad).flatten(1) @ v if grad.dim() > 1 else _wide(grad)
+    # Half of the digits: more are lost only where the addends cancel.
+    tolerance = math.sqrt(torch.finfo(dtype).eps) * torch.stack(lengths).sum()
+    if not difference.abs().max() <= tolerance:
+        raise _Withheld(
+            "its gradient is not finite, or not the sum over the samples of what came "
+            "back to it: a parameter is used elsewhere too, the loss has a penalty, or "
+            "a hook changes the gradient"
+        )
 
 
 def _columns(
