@@ -277,14 +277,14 @@ class _Layer:
         if self._delta is not None:
             _take_in([self])
         elif self._inputs is not None:
-            self._obstacle = "it was called more than once in a pass"
+            self._stop("it was called more than once in a pass")
         inputs = args[0] if args else kwargs["input"]
         self._inputs, self._version = inputs, inputs._version
         self._handles.append(output.register_hook(self._on_gradient))
 
     def _on_gradient(self, delta: Tensor) -> None:
         if self._inputs is None or self._delta is not None:
-            self._obstacle = "more than one gradient came back to it"
+            self._stop("more than one gradient came back to it")
         self._delta = delta
 
     def take_in(self) -> None:
@@ -305,7 +305,11 @@ class _Layer:
             self.lengths.append(lengths)
         except Exception as error:  # watching must not end a training
             known = isinstance(error, _Withheld)
-            self._obstacle = str(error) if known else f"{type(error).__name__}: {error}"
+            self._stop(str(error) if known else f"{type(error).__name__}: {error}")
+
+    def _stop(self, reason: str) -> None:
+        if self._obstacle is None:
+            self._obstacle = reason
 
     def obstacle_to(self, num_samples: int) -> str | None:
         """Why there are no norms of this layer for as many samples, or None."""

@@ -1,6 +1,7 @@
 """Per-sample norms against vmap(grad), noise scales against whole populations."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -98,6 +99,7 @@ CONVOLUTIONS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 @pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
 @pytest.mark.parametrize("kernel", [3, (2, 3), (6, 5)], ids=str)
 def test_convolutions_with_every_option(options: dict, kernel: int | tuple) -> None:
@@ -297,8 +299,7 @@ def test_norms_that_would_be_wrong_are_withheld_with_the_name(case: str) -> None
         inputs = torch.randn(6, 4, dtype=torch.cfloat)
     norms = measured(model, inputs, inputs.detach(), lambda a, b: (a - b).abs().mean())
     assert norms.squared(6) is None and norms.mean_square(6) is None
-    assert norms.withheld is not None
-    assert torch.testing is not None and __import__("re").search(reason, norms.withheld)
+    assert re.search(reason, str(norms.withheld))
 
 
 def test_passes_that_are_no_mean_of_samples_are_withheld() -> None:

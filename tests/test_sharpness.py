@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, hessian
+from torch.autograd.functional import hessian
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from minitrain.sharpness import largest_eigenvalue, sharpness
@@ -30,7 +31,7 @@ def exact(
         return loss_fn(functional_call(model, parameters, (x,)), y)
 
     theta = torch.cat([p.flatten() for p in trainable.values()])
-    return torch.linalg.eigvalsh(hessian(loss)(theta))[-1].item()
+    return torch.linalg.eigvalsh(hessian(loss, theta))[-1].item()
 
 
 def tanh_net() -> nn.Sequential:
