@@ -1,0 +1,479 @@
+"""The gradient noise scale: how large a batch has to be for its gradient to be sure.
+
+The gradient of a batch of B samples is the true one, G, plus noise, tr(Sigma) / B in
+the mean square, where Sigma is the covariance of the gradients of single samples. Both
+are the same size at B = tr(Sigma) / |G|^2, the noise scale: below it, a batch twice as
+large allows a step about twice as long; above it, most of the work is wasted.
+
+Source: McCandlish et al., An empirical model of large-batch training, 2018.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
+
+
+class NoiseEstimate(NamedTuple):
+    """What one batch tells: unbiased, but far from sure; |G|^2 may be negative."""
+
+    gradient_square: float
+    """|G|^2, the squared length of the true gradient."""
+    trace: float
+    """tr(Sigma), the mean squared distance of a sample's gradient from G."""
+
+
+def noise_estimate(
+    mean_square: float, batch_square: float, num_samples: int
+) -> NoiseEstimate:
+    """|G|^2 and tr(Sigma) from the gradients g_i of B samples and their mean g_B.
+
+    |G|^2 = (B |g_B|^2 - s) / (B - 1) and tr(Sigma) = (s - |g_B|^2) / (1 - 1/B), where
+    s = mean_i |g_i|^2 (`mean_square`), |g_B|^2 is `batch_square`, and B `num_samples`.
+    For g_1 = (3, 0) and g_2 = (1, 2), of mean (2, 1):
+
+    >>> noise_estimate(mean_square=(9 + 5) / 2, batch_square=5, num_samples=2)
+    NoiseEstimate(gradient_square=3.0, trace=4.0)
+
+    Raises ValueError where B < 2: one sample has no distance from the mean.
+    """
+    if num_samples < 2:
+        raise ValueError(f"num_samples = {num_samples}: noise shows from 2 samples on")
+    return NoiseEstimate(
+        (num_samples * batch_square - mean_square) / (num_samples - 1),
+        (mean_square - batch_square) / (1 - 1 / num_samples),
+    )
+
+
+class NoiseScale:
+    """The noise scale of a run: both estimates smoothed, and only then divided.
+
+    Of a noisy quotient the mean is not the quotient of the means. Each estimate has an
+    exponential moving average, m <- decay m + (1 - decay) x, divided by 1 - decay^t for
+    its start at zero.
+
+    >>> noise = NoiseScale()
+    >>> noise.update(mean_square=7.0, batch_square=5.0, num_samples=2)
+    >>> noise.value
+    1.3333333333333333
+
+    Raises ValueError where decay is not in [0, 1).
+    """
+
+    def __init__(self, decay: float = 0.95) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay = {decay}: must be in [0, 1)")
+        self.decay = decay
+        self._num_updates = 0
+        self._averages = NoiseEstimate(0.0, 0.0)
+
+    def update(self, mean_square: float, batch_square: float, num_samples: int) -> None:
+        """Take in a batch, with the arguments of `noise_estimate`.
+
+        A batch of one sample, or with a gradient that is not finite, tells nothing and
+        is passed over.
+        """
+        finite = math.isfinite(mean_square) and math.isfinite(batch_square)
+        if num_samples < 2 or not finite:
+            return
+        estimate = noise_estimate(mean_square, batch_square, num_samples)
+        self._num_updates += 1
+        self._averages = NoiseEstimate(
+            *(
+                self.decay * average + (1 - self.decay) * x
+                for average, x in zip(self._averages, estimate, strict=True)
+            )
+        )
+
+    @property
+    def estimate(self) -> NoiseEstimate | None:
+        """The smoothed |G|^2 and tr(Sigma); None before the first update."""
+        if self._num_updates == 0:
+            return None
+        weight = 1 - self.decay**self._num_updates
+        return NoiseEstimate(*(average / weight for average in self._averages))
+
+    @property
+    def value(self) -> float | None:
+        """tr(Sigma) / |G|^2, in samples.
+
+        None while it is unresolved: before the first update, and where the smoothed
+        |G|^2 is not positive, because the noise still hides the gradient.
+        """
+        estimate = self.estimate
+        if estimate is None or not estimate.gradient_square > 0:
+            return None
+        # Rounding alone can make the trace of gradients that are all equal negative.
+        return max(estimate.trace, 0.0) / estimate.gradient_square
+
+    @property
+    def batch_size(self) -> int | None:
+        """The power of two nearest to the noise scale, on a log axis; at least 1."""
+        value = self.value
+        if value is None or not math.isfinite(value):
+            return None
+        return 2 ** round(math.log2(max(value, 1.0)))
+
+    def state_dict(self) -> dict[str, float | int]:
+        """Plain numbers, from which `load_state_dict` goes on to the last bit."""
+        return {
+            "decay": self.decay,
+            "num_updates": self._num_updates,
+            **self._averages._asdict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.decay = state["decay"]
+        self._num_updates = state["num_updates"]
+        self._averages = NoiseEstimate(state["gradient_square"], state["trace"])
+
+
+@contextmanager
+def per_sample_norms(
+    model: nn.Module, *, check: bool = True
+) -> Iterator["PerSampleNorms"]:
+    """Watch the forward and backward passes of one step for |grad l_i|^2.
+
+    The backward pass computes for each layer the derivatives of the loss by its
+    outputs, sample by sample, and adds up their products with its inputs to the
+    gradient. The lengths of the addends follow from the same two tensors, at the cost
+    of a fraction of a pass. Gradients and everything else stay as they are without.
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> inputs = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    >>> with per_sample_norms(model) as norms:
+    ...     model(inputs).mean().backward()
+    >>> norms.squared(num_samples=2)
+    tensor([25.,  4.])
+
+    Known are trainable parameters of `nn.Linear` and `nn.Conv2d`; for models with
+    others the norms are withheld and `norms.withheld` says why.
+
+    check   whether to make sure that the addends add up to the gradient: they do not
+            where a parameter is used outside of its layer, or the loss has a term, such
+            as a penalty, that belongs to no sample. For a loop that does the same in
+            every step, once is enough.
+    """
+    norms = PerSampleNorms(model, check)
+    try:
+        yield norms
+    finally:
+        norms.close()
+
+
+class PerSampleNorms:
+    """The squared lengths |grad l_i|^2 of the gradients of single samples.
+
+    `per_sample_norms` makes them. What was differentiated, in one backward pass or in
+    several, must in total be the mean (1/n) sum_i l_i over all n samples, where l_i
+    depends on nothing but the i-th entry of the first dimension. BatchNorm, which
+    breaks that, is recognised; other code that mixes samples is not.
+    """
+
+    def __init__(self, model: nn.Module, check: bool) -> None:
+        self.withheld: str | None = None
+        """Why there are no norms."""
+        self._layers: list[_Layer] = []
+        try:
+            self._layers = _layers(model)
+        except _Withheld as reason:
+            self.withheld = str(reason)
+        for layer in self._layers:
+            layer.watch(check)
+
+    def close(self) -> None:
+        """Remove the hooks, and take in what they have kept."""
+        for layer in self._layers:
+            layer.unwatch()
+        _take_in(self._layers)
+
+    def squared(self, num_samples: int) -> Tensor | None:
+        """|grad l_i|^2 of all n samples in the order they came in, shape (n,).
+
+        float32, or float64 where the model is. None where `withheld` says why, also
+        where it turns out only now that the norms would be wrong.
+        """
+        lengths = self._lengths(num_samples)
+        if lengths is None:
+            return None
+        # Each derivative was that of l_i / n.
+        return lengths.view(-1, num_samples).square().sum(dim=0) * num_samples**2
+
+    def mean_square(self, num_samples: int) -> float | None:
+        """s = mean_i |grad l_i|^2, or None as in `squared`."""
+        lengths = self._lengths(num_samples)
+        return None if lengths is None else num_samples * float(lengths.dot(lengths))
+
+    def _lengths(self, num_samples: int) -> Tensor | None:
+        """The lengths of all parts of all samples' gradients: (parts * n,)."""
+        for layer in self._layers:
+            obstacle = layer.obstacle_to(num_samples)
+            if self.withheld is None and obstacle is not None:
+                self.withheld = f"{layer.name or 'the model'}: {obstacle}"
+        if self.withheld is not None:
+            return None
+        return torch.cat(
+            [
+                length
+                for layer in self._layers
+                for part in zip(*layer.lengths, strict=True)
+                for length in part
+            ]
+        )
+
+
+class _Withheld(Exception):
+    """The reason why there are no norms."""
+
+
+class _Layer:
+    """One layer's share of the norms.
+
+    Its hooks keep what passes by: the inputs of a call, the derivatives of the loss by
+    its outputs and, for the check, the gradients of its parameters. They compute
+    nothing, and hold on to one pass at most.
+    """
+
+    def __init__(self, name: str, module: nn.Linear | nn.Conv2d) -> None:
+        self.name = name
+        self.lengths: list[list[Tensor]] = []
+        self._module = module
+        self._handles: list[RemovableHandle] = []
+        self._obstacle: str | None = None
+        self._check = False
+        self._inputs: Tensor | None = None
+        self._version = 0
+        self._delta: Tensor | None = None
+        self._grads: list[Tensor] = []
+
+    def watch(self, check: bool) -> None:
+        """Set the hooks."""
+        self._check = check
+        hook = self._module.register_forward_hook(
+            self._on_call, prepend=True, with_kwargs=True
+        )
+        self._handles.append(hook)
+        if check:
+            for parameter in _trainable(self._module).values():
+                self._handles.append(parameter.register_hook(self._grads.append))
+
+    def unwatch(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _on_call(
+        self, _: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        if not output.requires_grad:
+            return
+        if self._delta is not None:
+            _take_in([self])
+        elif self._inputs is not None:
+            self._stop("it was called more than once in a pass")
+        inputs = args[0] if args else kwargs["input"]
+        self._inputs, self._version = inputs, inputs._version
+        self._handles.append(output.register_hook(self._on_gradient))
+
+    def _on_gradient(self, delta: Tensor) -> None:
+        if self._inputs is None or self._delta is not None:
+            self._stop("more than one gradient came back to it")
+        self._delta = delta
+
+    def take_in(self) -> None:
+        """Turn what is kept of a pass into squared norms."""
+        inputs, delta, grads = self._inputs, self._delta, self._grads[:]
+        if inputs is None or delta is None or self._obstacle is not None:
+            return
+        self._inputs = self._delta = None
+        self._grads.clear()
+        try:
+            if inputs._version != self._version:
+                raise _Withheld("its input was changed in place")
+            # The layer itself has rounded its inputs to autocast's dtype.
+            x, d = _wide(inputs.to(delta.dtype)), _wide(delta)
+            lengths = _lengths(self._module, x, d)
+            if self._check:
+                _check_sum(self._module, x, d, grads, lengths, delta.dtype)
+            self.lengths.append(lengths)
+        except Exception as error:  # watching must not end a training
+            known = isinstance(error, _Withheld)
+            self._stop(str(error) if known else f"{type(error).__name__}: {error}")
+
+    def _stop(self, reason: str) -> None:
+        if self._obstacle is None:
+            self._obstacle = reason
+
+    def obstacle_to(self, num_samples: int) -> str | None:
+        """Why there are no norms of this layer for as many samples, or None."""
+        if self._obstacle is not None:
+            return self._obstacle
+        if self._inputs is not None:
+            return "it was called, but no gradient came back to it"
+        if not self.lengths:
+            return "it was not called"
+        seen = sum(len(row) for row, *_ in self.lengths)
+        if seen != num_samples:
+            return f"its inputs have {seen} entries for {num_samples} samples"
+        return None
+
+
+def _take_in(layers: list[_Layer]) -> None:
+    """Have the layers take in what they have kept, with the precision that they have.
+
+    A backward pass with create_graph=True enables gradients, and it or this may run
+    under autocast.
+    """
+    device = "cuda" if torch.is_autocast_enabled("cuda") else "cpu"
+    autocast = torch.is_autocast_enabled(device)
+    precise = torch.autocast(device, enabled=False) if autocast else nullcontext()
+    with torch.no_grad(), precise:
+        for layer in layers:
+            layer.take_in()
+
+
+def _layers(model: nn.Module) -> list[_Layer]:
+    """The layers with trainable parameters; raises _Withheld where one is unknown."""
+    layers: list[_Layer] = []
+    owners: dict[nn.Parameter, str] = {}
+    for prefix, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, _BatchNorm) and (
+            module.training or module.running_mean is None
+        ):
+            raise _Withheld(f"{prefix or 'the model'}: {kind} mixes the samples")
+        trainable = _trainable(module)
+        for attribute, parameter in trainable.items():
+            name = f"{prefix}.{attribute}" if prefix else attribute
+            # Subclasses may compute anything.
+            known = type(module) in (nn.Linear, nn.Conv2d)
+            if not known or attribute not in ("weight", "bias"):
+                raise _Withheld(
+                    f"{name}: known are the norms for weight and bias of Linear and "
+                    f"Conv2d, not for those of {kind}"
+                )
+            if not parameter.is_floating_point():
+                raise _Withheld(f"{name}: {parameter.dtype} is not real")
+            if parameter in owners:
+                raise _Withheld(f"{name}: it is {owners[parameter]} too")
+            owners[parameter] = name
+        if trainable:
+            assert isinstance(module, nn.Linear | nn.Conv2d)
+            layers.append(_Layer(prefix, module))
+    if not layers:
+        raise _Withheld("the model has no trainable parameter")
+    return layers
+
+
+def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The module's own trainable parameters."""
+    return {
+        attribute: parameter
+        for attribute, parameter in module._parameters.items()
+        if parameter is not None and parameter.requires_grad
+    }
+
+
+def _lengths(
+    module: nn.Linear | nn.Conv2d, inputs: Tensor, delta: Tensor
+) -> list[Tensor]:
+    """The lengths of a layer's per-sample gradients, in one part or two: (N,) each.
+
+    With the inputs x_l and the derivatives d_l at the places l of a sample, the square
+    is |sum_l d_l x_l^T|^2, or sum_lm (x_l . x_m) (d_l . d_m), whichever is cheaper: for
+    a single place, |x|^2 |d|^2. A bias is the weight of a constant input 1.
+
+    Source: Goodfellow, Efficient per-example gradient computations, 2015; for more
+    places Li et al., Large language models can be strong differentially private
+    learners, 2021.
+    """
+    trainable = _trainable(module)
+    weight, bias = "weight" in trainable, "bias" in trainable
+    if inputs.dim() == 2:
+        of_bias = torch.linalg.vector_norm(delta, dim=1)
+        if not weight:
+            return [of_bias]
+        of_weight = torch.linalg.vector_norm(inputs, dim=1) * of_bias
+        return [of_weight, of_bias] if bias else [of_weight]
+    x, d = _columns(module, inputs, delta)
+    num_inputs, num_outputs, num_places = x.shape[1], d.shape[1], x.shape[2]
+    if num_places * (num_inputs + num_outputs) < num_inputs * num_outputs:
+        similar = torch.bmm(x.mT, x) * int(weight) + int(bias)
+        # Rounding can make the square of a length near 0 negative.
+        squares = (similar * torch.bmm(d.mT, d)).sum(dim=(1, 2)).clamp(min=0)
+    else:
+        squares = d.sum(dim=2).square().sum(dim=1) * int(bias)
+        if weight:
+            squares += torch.bmm(d, x.mT).square().sum(dim=(1, 2))
+    # Groups of channels have parts of the gradient of their own.
+    return [squares.view(len(delta), -1).sum(dim=1).sqrt()]
+
+
+def _check_sum(
+    module: nn.Linear | nn.Conv2d,
+    inputs: Tensor,
+    delta: Tensor,
+    grads: list[Tensor],
+    lengths: list[Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """Raise _Withheld where the samples' gradients do not add up to `grads`.
+
+    Both are multiplied by a fixed random direction v, and 1 for the bias, which is much
+    cheaper: sum_il d_il (x_il . v + 1) = grad W v + grad b.
+    """
+    trainable = _trainable(module)
+    x, d = _columns(module, inputs, delta)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(x.shape[1], generator=generator).to(x)
+    along = v @ x * int("weight" in trainable) + int("bias" in trainable)
+    difference = torch.bmm(d, along.unsqueeze(2)).view(len(delta), -1).sum(dim=0)
+    for grad in grads:
+        difference -= _wide(grad).flatten(1) @ v if grad.dim() > 1 else _wide(grad)
+    # Half of the digits: more are lost only where the addends cancel.
+    tolerance = math.sqrt(torch.finfo(dtype).eps) * torch.stack(lengths).sum()
+    if not difference.abs().max() <= tolerance:
+        raise _Withheld(
+            "its gradient is not finite, or not the sum over the samples of what came "
+            "back to it: a parameter is used elsewhere too, the loss has a penalty, or "
+            "a hook changes the gradient"
+        )
+
+
+def _columns(
+    module: nn.Linear | nn.Conv2d, inputs: Tensor, delta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Inputs and derivatives, a column for each place: (B, K, L) and (B, O, L).
+
+    Of a convolution a column of inputs is the patch that a position sees. Each group of
+    its channels counts as a sample of its own: B is then N * groups.
+    """
+    num = len(inputs)
+    if isinstance(module, nn.Linear):
+        if inputs.dim() < 2:
+            raise _Withheld("its input has no dimension for the samples")
+        x = inputs.reshape(num, -1, module.in_features)
+        return x.mT, delta.reshape(num, -1, module.out_features).mT
+    if inputs.dim() < 4:
+        raise _Withheld("its input has no dimension for the samples")
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = F.pad(inputs, module._reversed_padding_repeated_twice, mode)
+    for axis, size, stride, gap in zip(
+        (2, 3), module.kernel_size, module.stride, module.dilation, strict=True
+    ):
+        x = x.unfold(axis, gap * (size - 1) + 1, stride)[..., ::gap]
+    x = x.permute(0, 1, 4, 5, 2, 3)  # (N, channels, *kernel, *positions)
+    num, num_places = num * module.groups, delta.shape[2] * delta.shape[3]
+    return x.reshape(num, -1, num_places), delta.reshape(num, -1, num_places)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least, for sums."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
