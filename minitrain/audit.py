@@ -5,7 +5,8 @@ else the same: the directional derivative and the curvature are differences of l
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -29,29 +30,40 @@ class Replay:
         self._model, self._loss_of, self._autocast = model, loss_of, autocast
         self._device = next(model.parameters()).device
         self._random = self._random_states()
-        self.resolution = 0.0
+        self.rounding = 0.0
         """The relative difference below which two losses are not told apart: 50 times
-        their rounding, or 4 times that of an autocast forward pass. On MNIST the error
-        of a loss is up to 4 and 0.6 times as large."""
+        their spacing, or 4 times that of an autocast forward pass. On MNIST the error
+        of a loss is up to 4 and 0.6 times as large as that."""
 
     @torch.no_grad()
     def __call__(self) -> float:
+        with self.untouched():
+            return self.loss().item()
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Put random states and buffers back, whatever happens to them inside."""
         random = self._random_states()
-        buffers = [(b, b.clone()) for b in self._model.buffers()]
+        buffers = [(b, b.detach().clone()) for b in self._model.buffers()]
         try:
             self._set_random_states(self._random)
-            if self._autocast is None:
-                loss = self._loss_of()
-                self.resolution = 50 * torch.finfo(loss.dtype).eps
-            else:
-                with torch.autocast(self._device.type, self._autocast):
-                    loss = self._loss_of()
-                self.resolution = 4 * torch.finfo(self._autocast).eps
+            yield
         finally:
             self._set_random_states(random)
-            for buffer, before in buffers:
-                buffer.copy_(before)
-        return loss.item()
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+    def loss(self) -> Tensor:
+        """The loss with its graph, drawing random numbers as they come."""
+        if self._autocast is None:
+            loss = self._loss_of()
+            self.rounding = 50 * torch.finfo(loss.dtype).eps
+            return loss
+        with torch.autocast(self._device.type, self._autocast):
+            loss = self._loss_of()
+        self.rounding = 4 * torch.finfo(self._autocast).eps
+        return loss
 
     def _random_states(self) -> list[Tensor]:
         states = [torch.get_rng_state()]
@@ -101,8 +113,8 @@ def step_audit(
     `slope` is g . update, negative where the step descends; g is the gradient of
     `loss_before` alone, without weight decay or clipping. L(theta + update) is
     L + slope + curvature |update|^2 / 2, which defines the curvature: of a network with
-    kinks it is the honest one, as its Hessian does not see them. Differences below
-    `resolution` times the loss are unresolved, and what would follow from them is NaN.
+    kinks it is the honest one, as its Hessian does not see them. Differences of losses
+    below `resolution` say nothing, and what would follow from them is NaN.
 
     On f = x^2 + y^2 the ratio is 1 - lr, the curvature 2, and the stable limit 1:
 
@@ -111,7 +123,6 @@ def step_audit(
     (0.9, 2.0, 1.0)
     """
     promised, delivered = -slope, loss_before - loss_after
-    resolution *= max(abs(loss_before), abs(loss_after))
     ratio = curvature = limit = math.nan
     if abs(promised) > resolution:
         ratio = delivered / promised
@@ -167,42 +178,47 @@ def check_slope(
     *,
     resolution: float = 0.0,
     tolerance: float = 0.05,
-    scale: float = 1.0,
+    h: float = 1e-2,
 ) -> Slope:
-    """Is g . v the slope of the loss along the unit vector v? Two losses tell, or four.
+    """Is g . v the slope of the loss along the unit vector v? Two losses tell, or more.
 
-    The loss at theta + h v and theta - h v gives the slope on either side of theta and,
-    as their mean, the central difference. The claim is wrong where it is farther from
-    that than `tolerance`, half the difference of the two sides (what curvature and
-    kinks may explain) and rounding allow, for two lengths h or, should the others be
-    lost in rounding, for one.
+    The losses at theta + h v and theta - h v give the slope on either side of theta
+    and, as their mean, the central difference. The claim is wrong where it is farther
+    from that than `tolerance`, half the difference of the two sides (what curvature and
+    kinks may explain) and differences below `resolution` allow: for two lengths of h,
+    h / 10 and h / 100 or, where the others are lost in rounding, for one.
 
     `tensors` are changed in place for each loss and then put back, bit for bit.
+
+    >>> x = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    >>> v, f = torch.tensor([0.6, 0.8], dtype=torch.float64), lambda: float(x @ x)
+    >>> [check_slope(f, [x], [v], claimed, f()).is_wrong for claimed in (10.0, 12.0)]
+    [False, True]
     """
     before = [tensor.detach().clone() for tensor in tensors]
 
-    def loss_at(h: float) -> float:
+    def loss_at(length: float) -> float:
         with torch.no_grad():
             for tensor, start, v in zip(tensors, before, direction, strict=True):
-                tensor.copy_(torch.add(start, v, alpha=h))
+                tensor.copy_(torch.add(start, v, alpha=length))
         return loss_of()
 
     verdicts: list[Slope] = []
     try:
-        for h in (scale * 1e-2, scale * 1e-3, scale * 1e-4):
-            left, right = (loss - loss_at(-h)) / h, (loss_at(h) - loss) / h
-            measured = (left + right) / 2
+        for length in (h, h / 10, h / 100):
+            left = (loss - loss_at(-length)) / length
+            right = (loss_at(length) - loss) / length
+            measured, rounding = (left + right) / 2, resolution / length
             size = max(abs(claimed), abs(measured))
-            rounding = resolution * abs(loss) / h
             if not size > 4 * rounding:
                 break
             difference = abs(claimed - measured)
             allowed = tolerance * size + abs(right - left) / 2 + rounding
             is_wrong = not difference <= allowed
             verdicts.append(Slope(claimed, measured, difference / size, is_wrong))
-            if not is_wrong and allowed < 0.5 * size:
+            if not is_wrong and allowed < size / 2:
                 return verdicts[-1]
-            if [verdict.is_wrong for verdict in verdicts].count(True) == 2:
+            if sum(verdict.is_wrong for verdict in verdicts) == 2:
                 break
     finally:
         with torch.no_grad():

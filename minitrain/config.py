@@ -117,6 +117,26 @@ class CheckpointSettings(Settings):
     """How many of the newest are kept, besides the one with the best test accuracy."""
 
 
+class InstrumentSettings(Settings):
+    model_config = ConfigDict(title="instruments")
+
+    budget: Annotated[float, Field(ge=0, le=1)] = 0.03
+    """Share of the training time that the instrument panel may take; 0: no panel."""
+    look: Annotated[int | None, Field(ge=0)] = None
+    """Steps between two looks at gradient and update; 0 is never. By default this and
+    the next three are measured once, at the start, to keep within the budget."""
+    audit: Annotated[int | None, Field(ge=0)] = None
+    """Steps between two step audits: one more forward pass each."""
+    truth: Annotated[int | None, Field(ge=0)] = None
+    """Steps between two truth tests: two more forward passes for each parameter."""
+    noise: Annotated[int | None, Field(ge=0)] = None
+    """Steps between two measurements of the gradient noise scale."""
+    sharpness: bool = False
+    """Measure the largest eigenvalue of the Hessian after every epoch."""
+    histograms: bool = False
+    """Draw a histogram of each parameter's gradient after every epoch."""
+
+
 class Config(Settings):
     """Train a network by stochastic gradient descent and log how it went.
 
@@ -154,6 +174,7 @@ class Config(Settings):
     schedule: ScheduleSettings = ScheduleSettings()
     log: LogSettings = LogSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    instruments: InstrumentSettings = InstrumentSettings()
 
     @model_validator(mode="after")
     def _resume_has_a_directory(self) -> Self:
@@ -219,8 +240,9 @@ def from_toml(text: str) -> Config:
 
 
 FREE = {"epochs", "device", "threads", "data.root"}
-"""What a resumed run may change, besides log.* and checkpoint.*: settings that are not
+"""What a resumed run may change, besides whole sections: settings that are not
 part of what is computed or, as epochs, say when it ends."""
+FREE_SECTIONS = ("log.", "checkpoint.", "instruments.")
 
 
 def changes(old: Config, new: Config) -> tuple[list[str], list[str]]:
@@ -230,7 +252,7 @@ def changes(old: Config, new: Config) -> tuple[list[str], list[str]]:
     bound: list[str] = []
     for key in sorted(before.keys() - {"run-dir", "resume", "allow-changes", "debug"}):
         if before[key] != after[key]:
-            is_free = key in FREE or key.startswith(("log.", "checkpoint."))
+            is_free = key in FREE or key.startswith(FREE_SECTIONS)
             change = f"{key}: {before[key]} -> {after[key]}"
             (free if is_free else bound).append(change)
     return free, bound

@@ -13,6 +13,7 @@ from minitrain import checkpoint, data, models
 from minitrain.config import Config, ModelSettings, from_toml
 from minitrain.errors import CheckpointError, DataError, SettingsError, Stopped
 from minitrain.instruments import Mistake, fingerprint, worst_mistakes
+from minitrain.panel import Cadence, Panel
 from minitrain.report import (
     Summary,
     dashboard,
@@ -23,7 +24,7 @@ from minitrain.report import (
     say,
     shown,
 )
-from minitrain.saving import Saver, finished_summary, restore
+from minitrain.saving import Saver, Stateful, finished_summary, restore
 from minitrain.schedules import SCHEDULES, warmup
 from minitrain.sgd import SGD
 from minitrain.signals import Stop
@@ -53,7 +54,7 @@ def run(
     if not config.resume:
         check_unused(config.run_dir)
     parts = prepare(config)
-    config, dataset, model, optimizer = parts[:4]
+    config, dataset, model, optimizer, panel = parts[:5]
     name = f"{dataset.name}-{config.model.name}-seed{config.seed}"
     folder = create_folder(config.run_dir, name)
     summary = Summary(dataset.name, config.seed)
@@ -61,11 +62,15 @@ def run(
     with locked(folder):
         start = None
         if config.resume:
-            start = restore(config, folder, model, optimizer, summary)
+            start, config = restore(config, folder, parts.state, summary)
+            for group in optimizer.param_groups:  # lr stays: the schedule sets it
+                group.update(config.optimizer.model_dump(exclude={"lr"}))
         finished = finished_summary(folder)
         if finished is not None and start == finished.steps == parts.num_steps:
             say(f"{folder} is finished: nothing is left to do")
             return finished
+        if panel is not None:
+            config = _with_cadence(config, parts, panel)
         with (
             stop,
             recording(
@@ -80,7 +85,7 @@ def run(
                 total=parts.num_steps, desc=dataset.name, unit="step", disable=None
             ) as bar,
         ):
-            saver = Saver(config, folder, model, optimizer, summary)
+            saver = Saver(config, folder, parts.state, summary)
             if start is None:
                 board.sync()
                 saver.save(is_last=False)
@@ -92,8 +97,8 @@ def run(
                 summary.train_seconds += seconds
                 num_samples += step.num_samples
                 epoch_seconds += seconds
-                if step.grad_norms is not None:
-                    board.log(step.number, step_scalars(step, names))
+                if values := step_scalars(step, names):
+                    board.log(step.number, values)
                 board.beat()
                 if bar.update():
                     bar.set_postfix(shown(step, summary), refresh=False)
@@ -103,6 +108,9 @@ def run(
                     summary.note(step, test)
                     rate = num_samples / epoch_seconds
                     board.log(step.number, epoch_scalars(test, rate))
+                    if panel is not None:
+                        share = panel.seconds / summary.train_seconds
+                        board.log(step.number, {"cost/panel": share})
                     say(epoch_line(step, summary, config.epochs, epoch_seconds))
                     num_samples, epoch_seconds = 0, 0.0
                 is_due = step.number % config.checkpoint.every == 0
@@ -131,9 +139,16 @@ class Parts(NamedTuple):
     dataset: data.Dataset
     model: nn.Module
     optimizer: SGD
+    panel: Panel | None
     batches: data.Batches
     test_batches: data.Batches
     num_steps: int
+
+    @property
+    def state(self) -> dict[str, Stateful]:
+        """What a checkpoint has to hold besides the settings and random states."""
+        named = {"model": self.model, "optimizer": self.optimizer, "panel": self.panel}
+        return {name: part for name, part in named.items() if part is not None}
 
     def train(self, start: int = 0) -> Iterator[Step]:
         """The steps after the first `start` ones, whose state was restored before."""
@@ -147,9 +162,10 @@ class Parts(NamedTuple):
             lr=learning_rate(config, self.num_steps),
             clip_norm=config.clip_norm,
             accumulate=config.accumulate,
-            autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
+            autocast=_autocast(config),
             measure_every=config.log.every,
             start=start,
+            panel=self.panel,
         )
 
 
@@ -182,7 +198,34 @@ def prepare(config: Config) -> Parts:
     optimizer = SGD(ParameterVector(model), **config.optimizer.model_dump())
     num_steps = config.epochs * -(-len(batches) // config.accumulate)
     config = _resolved(config, dataset.name, device)
-    return Parts(config, dataset, model, optimizer, batches, test_batches, num_steps)
+    panel = Panel(model, optimizer) if config.instruments.budget else None
+    return Parts(
+        config, dataset, model, optimizer, panel, batches, test_batches, num_steps
+    )
+
+
+def _with_cadence(config: Config, parts: Parts, panel: Panel) -> Config:
+    """Give the panel its cadence, measured now where the settings leave it open.
+
+    The settings returned have the numbers, so that the run keeps them when it resumes.
+    """
+    settings = config.instruments
+    given = {kind: getattr(settings, kind) for kind in Cadence._fields}
+    if None in given.values():
+        inputs, targets = next(iter(parts.batches.epoch(1)))
+        measured = panel.fit(
+            lambda: LOSS(parts.model(inputs), targets),
+            len(targets),
+            settings.budget,
+            unit=config.log.every,
+            autocast=_autocast(config),
+        )
+        given = {
+            kind: getattr(measured, kind) if n is None else n
+            for kind, n in given.items()
+        }
+    panel.cadence = Cadence(**given)
+    return config.model_copy(update={"instruments": settings.model_copy(update=given)})
 
 
 def _picture(dataset: data.Dataset, mistakes: list[Mistake]) -> bytes:
@@ -225,6 +268,10 @@ def learning_rate(config: Config, num_steps: int) -> Callable[[int], float]:
         return config.optimizer.lr * factor
 
     return lr
+
+
+def _autocast(config: Config) -> torch.dtype | None:
+    return torch.bfloat16 if config.precision == "bfloat16" else None
 
 
 def _device(name: str) -> torch.device:

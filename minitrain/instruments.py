@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 ROW = 512
+SMALL = 2**18
 
 
 def length(tensor: Tensor) -> Tensor:
     """The Euclidean length |x| = sqrt(sum_i |x_i|^2) of all elements, a 0-d tensor.
 
-    On the CPU torch adds up the squares of a whole float32 tensor one after the other:
-    of a million elements its norm is off by 1e-5, of 25 million by 1e-3. Summing in
-    rows of 512 first keeps it right to 1e-7, at the same speed.
+    On the CPU torch's norm adds up the squares of a whole float32 tensor one after the
+    other: of a million elements it is off by 1e-5, of 25 million by 1e-3. Its sum adds
+    pairwise, right to 1e-7 and faster, but needs a copy: that is for small tensors. Of
+    large ones the norms of rows of 512 are as right.
 
     >>> length(torch.tensor([3.0, 4.0]))
     tensor(5.)
@@ -24,8 +26,10 @@ def length(tensor: Tensor) -> Tensor:
         tensor = tensor.coalesce().values()
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()
-    if not tensor.is_cpu or tensor.numel() <= ROW:
+    if not tensor.is_cpu or tensor.is_complex():
         return torch.linalg.vector_norm(tensor)
+    if tensor.numel() <= SMALL:
+        return tensor.square().sum().sqrt()
     flat = tensor.reshape(-1)
     whole = len(flat) // ROW * ROW
     rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1)

@@ -7,16 +7,17 @@ the training.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from minitrain.audit import LossOf, Replay, Slope, check_slope, step_audit
 from minitrain.instruments import cosine, dot, length, norm, norms, zero_shares
+from minitrain.noise import NoiseScale, PerSampleNorms, per_sample_norms
 from minitrain.vector import Theta
 
 Readings = dict[str, Tensor | float]
@@ -24,13 +25,36 @@ WHOLE = "all"
 """The name of the whole vector among those of its parts."""
 
 
-@dataclass
-class Cadence:
+class Cadence(NamedTuple):
     """Steps between two readings of each kind; 0 is never."""
 
     look: int = 1
     audit: int = 50
     truth: int = 500
+    noise: int = 50
+
+
+def cadence(
+    costs: Mapping[str, float], step_seconds: float, budget: float, unit: int = 1
+) -> Cadence:
+    """How often readings of these costs can be made within a budget.
+
+    `costs` are the seconds of a reading of each kind, `budget` the share of the steps'
+    own time that the panel may take: half of it for `look`, a sixth for each other
+    kind. Every number of steps is a multiple of `unit` with one digit and zeros.
+
+    >>> costs = {"look": 0.1, "audit": 0.3, "truth": 5.0, "noise": 0.2}
+    >>> cadence(costs, step_seconds=1.0, budget=0.03, unit=10)
+    Cadence(look=10, audit=60, truth=1000, noise=40)
+    """
+
+    def steps_between(kind: str) -> int:
+        share = budget / (2 if kind == "look" else 6)
+        least = costs[kind] / (share * step_seconds * unit)
+        power = 10 ** max(0, math.floor(math.log10(max(least, 1))))
+        return unit * power * max(1, math.ceil(least / power))
+
+    return Cadence(*map(steps_between, Cadence._fields))
 
 
 @dataclass
@@ -40,12 +64,15 @@ class Watch:
     due: frozenset[str] = frozenset()
     loss: Tensor | None = None
     """Of the batch, before the update; computed again where not set."""
+    num_samples: int = 0
+    """In the batch; without it the noise scale is withheld."""
     clip_factor: float | None = None
     """By which the loop's clipping multiplied the gradient; None where it does not."""
     readings: Readings = field(default_factory=dict)
     """Tags and values, complete when the block is left."""
     grads: list[Tensor] = field(default_factory=list)
     before: list[Tensor] = field(default_factory=list)
+    norms: PerSampleNorms | None = None
 
 
 class Panel:
@@ -77,6 +104,8 @@ class Panel:
     path/efficiency          that, over the length of the path from reading to reading:
                              1 is a straight line
     clip/fraction            share of the steps since the last reading that were clipped
+    noise/scale              see `NoiseScale`: samples in a batch whose gradient is
+                             as long as its noise
     audit/...                see `StepAudit`
     truth/error              see `Slope`: along the whole gradient,
     truth/worst_error        and the largest along the part of any parameter
@@ -98,9 +127,56 @@ class Panel:
         """The last truth test, of the gradient as a whole and of each parameter."""
         self._names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
         self._start = self._corner = self._copies()
-        self._path_length = torch.zeros(())
+        self._path_length: Tensor | float = 0.0
         self._previous: list[Tensor] | None = None
         self._num_steps = self._num_clipped = 0
+        self._loss = self._first_loss = 0.0
+        self.noise = NoiseScale()
+        self._noise_is_checked = False
+        self.withheld: str | None = None
+        """Why there is no noise scale, if there is none."""
+
+    def fit(
+        self,
+        loss_of: LossOf,
+        num_samples: int,
+        budget: float,
+        *,
+        unit: int = 1,
+        autocast: torch.dtype | None = None,
+    ) -> Cadence:
+        """Measure once what readings cost here, and how often the budget allows them.
+
+        `loss_of` computes the loss of some batch, as for `watch`. Afterwards model,
+        panel and random state are as before, and the gradients are zero.
+        """
+        state, replay = self.state_dict(), Replay(self.model, loss_of, autocast)
+        step, costs = math.inf, dict.fromkeys(Cadence._fields, math.inf)
+        with replay.untouched():
+            for _ in range(3):  # the first time is slower
+                watch = Watch(frozenset(Cadence._fields), num_samples=num_samples)
+                with self._per_sample(watch):
+                    start = time.perf_counter()
+                    self.optimizer.zero_grad()
+                    replay.loss().backward()
+                    step = min(step, time.perf_counter() - start)
+                self._before_update(watch, replay, replay)
+                self._after_update(watch, replay)
+                for kind, seconds in self.costs.items():
+                    costs[kind] = min(costs[kind], seconds)
+        self.optimizer.zero_grad()
+        self.load_state_dict(state)
+        return cadence(costs, step, budget, unit)
+
+    @contextmanager
+    def _per_sample(self, watch: Watch) -> Iterator[None]:
+        """Have the backward pass note the gradients of single samples, if due."""
+        if "noise" not in watch.due or self.withheld is not None:
+            yield
+            return
+        with per_sample_norms(self.model, check=not self._noise_is_checked) as norms:
+            watch.norms = norms
+            yield
 
     @contextmanager
     def watch(
@@ -116,7 +192,9 @@ class Panel:
         Where the loop's forward pass runs under autocast, so does the step audit; the
         truth test, with more tolerance, compares with the loss in full precision.
         """
-        watch = Watch(self._due(number, is_last))
+        regular, watch = self._due(number), Watch(self._due(number, is_last))
+        is_extra = watch.due > regular
+        memory = self.state_dict() if is_extra else {}
         if watch.due:
             same = Replay(self.model, loss_of, autocast)
             full = Replay(self.model, loss_of) if autocast else same
@@ -124,47 +202,57 @@ class Panel:
                 lambda *_: self._before_update(watch, same, full)
             )
             try:
-                yield watch
+                with self._per_sample(watch):
+                    yield watch
             finally:
                 hook.remove()
             self._after_update(watch, same)
+            if is_extra:
+                # A run that is continued has no last step here: leave no trace of it.
+                self.load_state_dict(memory | {"seconds": self.seconds})
         else:
             yield watch
+        if "look" not in regular:
             self._num_steps += 1
             self._num_clipped += watch.clip_factor is not None and watch.clip_factor < 1
         # The next reading compares its gradient with this one.
-        is_needed = "look" in self._due(number + 1, False)
+        is_needed = "look" in self._due(number + 1)
         self._previous = self._gradients() if is_needed else None
 
     def state_dict(self) -> dict[str, Any]:
         """What later readings depend on: it belongs into a checkpoint."""
         return {
-            "cadence": asdict(self.cadence),
             "seconds": self.seconds,
             "start": self._start,
             "corner": self._corner,
             "path_length": self._path_length,
             "previous": self._previous,
             "clipping": [self._num_steps, self._num_clipped],
+            "first_loss": self._first_loss,
+            "noise": self.noise.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue as if never interrupted, with the cadence that was fixed then."""
+        """Continue as if there had been no interruption."""
 
         def placed(tensors: list[Tensor]) -> list[Tensor]:
             pairs = zip(tensors, self._tensors(), strict=True)
             return [tensor.to(p.device) for tensor, p in pairs]
 
-        self.cadence, self.seconds = Cadence(**state["cadence"]), state["seconds"]
+        self.seconds = state["seconds"]
         self._start, self._corner = placed(state["start"]), placed(state["corner"])
-        self._path_length = state["path_length"].to(self._start[0].device)
+        self._path_length = torch.as_tensor(
+            state["path_length"], device=self._start[0].device
+        )
         previous = state["previous"]
         self._previous = None if previous is None else placed(previous)
         self._num_steps, self._num_clipped = state["clipping"]
+        self._first_loss = state["first_loss"]
+        self.noise.load_state_dict(state["noise"])
 
-    def _due(self, number: int, is_last: bool) -> frozenset[str]:
+    def _due(self, number: int, is_last: bool = False) -> frozenset[str]:
         at_an_end = is_last or number == 1
-        cadence = asdict(self.cadence).items()
+        cadence = self.cadence._asdict().items()
         return frozenset(
             kind for kind, n in cadence if n and (at_an_end or number % n == 0)
         )
@@ -173,8 +261,12 @@ class Panel:
         """Read the gradient that the optimizer is about to use."""
         with self._timed("look"):
             watch.grads, watch.before = self._gradients(), self._copies()
-        if watch.loss is None and watch.due & {"audit", "truth"}:
-            watch.loss = torch.tensor(same(), dtype=torch.float64)
+        if watch.norms is not None and watch.num_samples:
+            with self._timed("noise"):
+                self._take_noise(watch, watch.norms)
+        if watch.due & {"audit", "truth"}:
+            self._loss = same() if watch.loss is None else watch.loss.item()
+            self._first_loss = self._first_loss or self._loss
         if "truth" in watch.due:
             with self._timed("truth"):
                 self._truth(watch, full, tolerance=0.05 if full is same else 0.25)
@@ -192,34 +284,35 @@ class Panel:
         """Measure gradient, update and path: see the class for the formulas."""
         grads, before, after = watch.grads, watch.before, self._copies()
         updates = _differences(before, after)
-        # d = -u / lr, and g' with the weight decay that the optimizer adds to it.
-        directions, used = [], []
+        used, rests = [], []
         for group, g, theta, u in zip(
             self._groups(), grads, before, updates, strict=True
         ):
-            directions.append(u / -group["lr"])
-            used.append(g.add(theta, alpha=group.get("weight_decay", 0)))
-        names, update_parts = zip(*self._parts(updates), strict=True)
-        update_norms = norms(update_parts)
-        update_norm = length(update_norms)
+            decay = group.get("weight_decay", 0)
+            used.append(g.add(theta, alpha=decay) if decay else g)
+            rests.append(u.add(used[-1], alpha=group["lr"]))  # -lr (d - g')
+        names = self._part_names()
+        update_norms = norms(self._parts(updates))
+        theta_norms = norms(self._parts(before))
+        update_norm, theta_norm = length(update_norms), length(theta_norms)
         readings: Readings = {
             "update_norm/global": update_norm,
-            "update_ratio/global": update_norm / norm(before),
+            "update_ratio/global": update_norm / theta_norm,
             "cosine/steepest_descent": -cosine(updates, grads),
-            "momentum/share": norm(_differences(used, directions)) / norm(directions),
+            "momentum/share": norm(rests) / update_norm,
             "momentum/effective_lr": update_norm / norm(used),
         }
         if self._previous is not None:
             readings["cosine/previous"] = cosine(grads, self._previous)
         for kind, values in {
             "update_norm": update_norms,
-            "update_ratio": update_norms / norms([t for _, t in self._parts(before)]),
-            "zero_share": zero_shares([g for _, g in self._parts(grads)]),
+            "update_ratio": update_norms / theta_norms,
+            "zero_share": zero_shares(self._parts(grads)),
         }.items():
             tags = (f"{kind}/{name}" for name in names)
             readings.update(zip(tags, values.unbind(), strict=True))
 
-        self._path_length += norm(_differences(self._corner, after))
+        self._path_length = self._path_length + norm(_differences(self._corner, after))
         self._corner = after
         distance = norm(_differences(self._start, after))
         readings["path/distance"] = distance
@@ -234,10 +327,9 @@ class Panel:
         """Compare the decrease of the loss that g promised with the one delivered."""
         updates = _differences(watch.before, self._tensors())
         group = next(self._groups())
-        assert watch.loss is not None
         loss_after = same()
         audit = step_audit(
-            watch.loss.item(),
+            self._loss,
             loss_after,
             dot(updates, watch.grads).item() / (watch.clip_factor or 1.0),
             norm(updates).item(),
@@ -245,21 +337,34 @@ class Panel:
             momentum=group.get("momentum", 0),
             dampening=group.get("dampening", 0),
             nesterov=group.get("nesterov", False),
-            resolution=same.resolution,
+            resolution=self._resolution(same),
         )
         for name, value in audit._asdict().items():
             if math.isfinite(value):
                 watch.readings[f"audit/{name}"] = value
 
+    def _take_noise(self, watch: Watch, norms: PerSampleNorms) -> None:
+        """Compare the gradients of single samples with that of the batch."""
+        norms.close()
+        mean_square = norms.mean_square(watch.num_samples)
+        self._noise_is_checked, self.withheld = True, norms.withheld
+        if mean_square is None:
+            return
+        batch_norm = norm(watch.grads).item() / (watch.clip_factor or 1.0)
+        self.noise.update(mean_square, batch_norm**2, watch.num_samples)
+        if self.noise.value is not None:
+            watch.readings["noise/scale"] = self.noise.value
+
     def _truth(self, watch: Watch, full: Replay, tolerance: float) -> None:
         """Compare g with differences of the loss: as a whole, and part by part."""
         generator = torch.Generator().manual_seed(0)
         loss = full()
-        parts = zip(self._parts(self._tensors()), self._parts(watch.grads), strict=True)
-        blocks = {WHOLE: (self._tensors(), watch.grads)}
-        blocks |= {name: ([p], [g]) for (name, p), (_, g) in parts}
+        tensors = [tensor.detach() for tensor in self._tensors()]
+        parts = [self._part_names(), self._parts(tensors), self._parts(watch.grads)]
+        blocks = {WHOLE: (tensors, watch.grads)}
+        blocks |= {name: ([p], [g]) for name, p, g in zip(*parts, strict=True)}
         self.slopes = {}
-        for name, (tensors, grads) in blocks.items():
+        for name, (theta, grads) in blocks.items():
             steepness, scale = norm(grads).item(), 1.0
             if steepness > 0:
                 direction = [g / steepness for g in grads]
@@ -267,22 +372,31 @@ class Panel:
                 drawn = [torch.randn(g.shape, generator=generator) for g in grads]
                 drawn = [d.to(g) for d, g in zip(drawn, grads, strict=True)]
                 direction = [d / norm(drawn) for d in drawn]
-                scale = max(1.0, norm(tensors).item())
+                scale = max(1.0, norm(theta).item())
             self.slopes[name] = check_slope(
                 full,
-                tensors,
+                theta,
                 direction,
                 steepness / (watch.clip_factor or 1.0),
                 loss,
-                resolution=full.resolution,
+                resolution=self._resolution(full),
                 tolerance=tolerance,
-                scale=scale,
+                # Of twice this length the errors of rounding and curvature are alike.
+                h=2 * scale * torch.finfo(theta[0].dtype).eps ** (1 / 3),
             )
         errors = {name: slope.error for name, slope in self.slopes.items()}
         if math.isfinite(errors[WHOLE]):
             watch.readings["truth/error"] = errors.pop(WHOLE)
         if known := [error for error in errors.values() if math.isfinite(error)]:
             watch.readings["truth/worst_error"] = max(known)
+
+    def _resolution(self, replay: Replay) -> float:
+        """The difference below which two losses of the run are not told apart.
+
+        A tenth of the first loss counts at least: the rounding of a loss near zero is
+        that of the larger numbers that it is the difference of.
+        """
+        return replay.rounding * max(abs(self._loss), abs(self._first_loss) / 10)
 
     @contextmanager
     def _timed(self, kind: str, more: bool = False) -> Iterator[None]:
@@ -312,15 +426,20 @@ class Panel:
             for t in self._tensors()
         ]
 
-    def _parts(self, values: list[Tensor]) -> list[tuple[str, Tensor]]:
-        """Name and part of every parameter, in a value for each tensor."""
+    def _part_names(self) -> list[str]:
+        """The name of every parameter, in the optimizer's order."""
+        names = []
+        for tensor in self._tensors():
+            known = [self._names.get(tensor, "?")]
+            names += tensor.vector.names if isinstance(tensor, Theta) else known
+        return names
+
+    def _parts(self, values: list[Tensor]) -> list[Tensor]:
+        """The part of every parameter in values of the shapes of the tensors."""
         parts = []
         for tensor, value in zip(self._tensors(), values, strict=True):
-            if isinstance(tensor, Theta):
-                vector = tensor.vector
-                parts += zip(vector.names, vector.split(value), strict=True)
-            else:
-                parts.append((self._names.get(tensor, "?"), value))
+            is_vector = isinstance(tensor, Theta)
+            parts += tensor.vector.split(value) if is_vector else [value]
         return parts
 
 

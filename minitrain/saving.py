@@ -1,16 +1,24 @@
 """Saving a run while it goes on, and continuing it from what was saved."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from minitrain import checkpoint
 from minitrain.config import Config, changes, from_toml, to_toml
 from minitrain.errors import NotFiniteError, SettingsError, StorageError
 from minitrain.report import Summary, say
+
+
+class Stateful(Protocol):
+    """A part of a run that a checkpoint holds."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 class Saver:
@@ -20,12 +28,11 @@ class Saver:
         self,
         config: Config,
         folder: Path,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        parts: Mapping[str, Stateful],
         summary: Summary,
     ) -> None:
         self.config, self.folder, self.summary = config, folder, summary
-        self.model, self.optimizer = model, optimizer
+        self.parts = parts
         self.num_failures = 0
 
     def save(self, is_last: bool) -> None:
@@ -34,16 +41,15 @@ class Saver:
         Raises StorageError where it fails for the third time in a row, or at the end.
         """
         folder, step = self.folder / "checkpoints", self.summary.steps
-        if any(not p.isfinite().all() for p in self.model.parameters()):
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        if any(not tensor.isfinite().all() for tensor in state["model"].values()):
             raise NotFiniteError(
                 f"the parameters after step {step} are not finite, and were not saved. "
                 "Try a smaller --optimizer.lr, or --clip-norm 1"
             )
-        state = {
+        state |= {
             "settings": to_toml(self.config),
             "summary": asdict(self.summary),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
         }
         try:
@@ -64,13 +70,11 @@ class Saver:
 
 
 def restore(
-    config: Config,
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    summary: Summary,
-) -> int | None:
+    config: Config, folder: Path, parts: Mapping[str, Stateful], summary: Summary
+) -> tuple[int | None, Config]:
     """Restore the newest intact checkpoint; its step, or None where there is none.
+
+    The settings returned have the cadence of the panel that was measured at the start.
 
     Raises CheckpointError where all are damaged, SettingsError where settings that
     change the result differ and this was not allowed.
@@ -80,7 +84,7 @@ def restore(
     found, faults = checkpoint.newest(folder / "checkpoints")
     if found is None:
         say(f"{folder} holds no checkpoint yet: the run begins anew")
-        return None
+        return None, config
     for fault in faults:
         say(f"{fault}; using step={found.step}")
     old = from_toml(found.state["settings"])
@@ -92,16 +96,17 @@ def restore(
         )
     for change in free + bound:
         say(f"changed {change}")
-    model.load_state_dict(found.state["model"])
-    optimizer.load_state_dict(found.state["optimizer"])
-    for group in optimizer.param_groups:
-        # The schedule sets lr, and after the last step it is that of the last step.
-        group.update(config.optimizer.model_dump(exclude={"lr"}))
+    for name, part in parts.items():
+        if name in found.state:  # the panel may be new
+            part.load_state_dict(found.state[name])
     torch.set_rng_state(found.state["random"])
     for name, value in found.state["summary"].items():
         setattr(summary, name, value)
     say(f"resumed step={found.step} path={found.path}")
-    return found.step
+    cadence = {k: v for k, v in config.instruments if v is None}
+    cadence = {kind: getattr(old.instruments, kind) for kind in cadence}
+    instruments = config.instruments.model_copy(update=cadence)
+    return found.step, config.model_copy(update={"instruments": instruments})
 
 
 def finished_summary(folder: Path) -> Summary | None:

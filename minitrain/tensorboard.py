@@ -192,20 +192,20 @@ class Board:
 
 
 def step_scalars(step: Step, names: Sequence[str]) -> dict[str, Tensor | float]:
-    """The tags and values of a measured step; `names` are those of its parameters.
+    """The tags and values of a step; `names` are those of its parameters.
 
-    Quantity first, so that the curves of one quantity stand together.
+    Quantity first, so that the curves of one quantity stand together. A step that was
+    not measured has the readings of a panel, or none.
     """
     if step.grad_norms is None:
-        raise ValueError(
-            f"step {step.number} was not measured; train(measure_every=1) measures all"
-        )
+        return step.readings
     norms = zip(names, step.grad_norms.unbind(), strict=True)
     return {
         "loss/train": step.loss,
         "lr": step.lr,
         "grad_norm/global": step.grad_norm,
         **{f"grad_norm/{name}": norm for name, norm in norms},
+        **step.readings,
     }
 
 

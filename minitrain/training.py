@@ -115,6 +115,7 @@ def train(
                     number, loss_of, is_last=is_last, autocast=autocast
                 )
             with watching as watch:
+                watch.num_samples = sum(len(targets) for _, targets in window)
                 optimizer.zero_grad()
                 loss = watch.loss = _backward(*batch, autocast)
 
@@ -135,7 +136,7 @@ def train(
                 number=number,
                 epoch=epoch,
                 ends_epoch=ends_epoch,
-                num_samples=sum(len(targets) for _, targets in window),
+                num_samples=watch.num_samples,
                 loss=loss,
                 grad_norm=norm,
                 grad_norms=norms,

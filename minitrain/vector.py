@@ -50,6 +50,8 @@ class ParameterVector:
         self.module = module
         self.names = [name for name, _, _ in places.values()]
         self._parameters = list(places)
+        # (shape in the order of memory, permutation back): channels-last stays.
+        self._layouts = [_layout(p) for p in places]
         self._places = [(owner, attribute) for _, owner, attribute in places.values()]
         with torch.no_grad():
             flat = torch.cat([_in_memory_order(p).reshape(-1) for p in places])
@@ -82,8 +84,8 @@ class ParameterVector:
         """
         parts = flat.split([p.numel() for p in self._parameters])
         return [
-            part.view(_in_memory_order(p).shape).permute(_axes_from_memory(p))
-            for part, p in zip(parts, self._parameters, strict=True)
+            part.view(shape) if axes is None else part.view(shape).permute(axes)
+            for part, (shape, axes) in zip(parts, self._layouts, strict=True)
         ]
 
     def zero_grad(self) -> None:
@@ -174,7 +176,8 @@ def _in_memory_order(tensor: Tensor) -> Tensor:
     return tensor.permute(_memory_axes(tensor))
 
 
-def _axes_from_memory(tensor: Tensor) -> list[int]:
-    """The permutation that undoes `_in_memory_order`."""
+def _layout(tensor: Tensor) -> tuple[torch.Size, list[int] | None]:
+    """The shape in the order of memory, and the permutation back if one is needed."""
     axes = _memory_axes(tensor)
-    return [axes.index(axis) for axis in range(tensor.dim())]
+    back = [axes.index(axis) for axis in range(tensor.dim())]
+    return _in_memory_order(tensor).shape, back if back != sorted(back) else None
