@@ -12,7 +12,12 @@ from tqdm import tqdm
 from minitrain import checkpoint, data, models
 from minitrain.config import Config, ModelSettings, from_toml
 from minitrain.errors import CheckpointError, DataError, SettingsError, Stopped
-from minitrain.instruments import Mistake, fingerprint, worst_mistakes
+from minitrain.instruments import (
+    confusion_matrix,
+    fingerprint,
+    log2_counts,
+    worst_mistakes,
+)
 from minitrain.panel import Cadence, Panel
 from minitrain.report import (
     Summary,
@@ -27,10 +32,11 @@ from minitrain.report import (
 from minitrain.saving import Saver, Stateful, finished_summary, restore
 from minitrain.schedules import SCHEDULES, warmup
 from minitrain.sgd import SGD
+from minitrain.sharpness import sharpness
 from minitrain.signals import Stop
 from minitrain.storage import check_unused, create_folder, locked
-from minitrain.tensorboard import step_scalars
-from minitrain.training import Step, evaluate, predict, train
+from minitrain.tensorboard import Board, step_scalars
+from minitrain.training import Step, evaluate, evaluating, predict, train
 from minitrain.vector import ParameterVector
 
 LOSS = nn.functional.cross_entropy
@@ -108,9 +114,9 @@ def run(
                     summary.note(step, test)
                     rate = num_samples / epoch_seconds
                     board.log(step.number, epoch_scalars(test, rate))
-                    if panel is not None:
-                        share = panel.seconds / summary.train_seconds
-                        board.log(step.number, {"cost/panel": share})
+                    board.log(step.number, _epoch_readings(parts, summary))
+                    if config.instruments.histograms:
+                        _draw_histograms(parts, board, step.number)
                     say(epoch_line(step, summary, config.epochs, epoch_seconds))
                     num_samples, epoch_seconds = 0, 0.0
                 is_due = step.number % config.checkpoint.every == 0
@@ -121,12 +127,7 @@ def run(
                     )
                 if stop.received:
                     raise Stopped(stop.received)
-            mistakes = worst_mistakes(
-                predict(model, parts.test_batches.inputs),
-                parts.test_batches.targets,
-                NUM_MISTAKES,
-            )
-            board.image("mistakes/test", _picture(dataset, mistakes), summary.steps)
+            _draw(parts, board, summary.steps)
     say(result(summary, folder))
     return summary
 
@@ -228,10 +229,47 @@ def _with_cadence(config: Config, parts: Parts, panel: Panel) -> Config:
     return config.model_copy(update={"instruments": settings.model_copy(update=given)})
 
 
-def _picture(dataset: data.Dataset, mistakes: list[Mistake]) -> bytes:
+def _epoch_readings(parts: Parts, summary: Summary) -> dict[str, float]:
+    """What is measured at the end of an epoch, besides the test."""
+    readings: dict[str, float] = {}
+    if parts.panel is not None:
+        readings["cost/panel"] = parts.panel.seconds / summary.train_seconds
+    if parts.config.instruments.sharpness:
+        sample = parts.batches.inputs[:512], parts.batches.targets[:512]
+        with evaluating(parts.model):
+            value = sharpness(parts.model, *sample, LOSS)
+        readings["sharpness/largest_eigenvalue"] = value
+        readings["sharpness/2_over_lr"] = 2 / parts.optimizer.param_groups[0]["lr"]
+    return readings
+
+
+def _draw_histograms(parts: Parts, board: Board, step: int) -> None:
+    """How large the elements of each parameter's gradient are, as log2 |g|."""
+    for name, parameter in parts.model.named_parameters():
+        if parameter.grad is not None:
+            counts = log2_counts(parameter.grad).tolist()
+            board.histogram(f"grad_log2/{name}", counts, step)
+
+
+def _draw(parts: Parts, board: Board, step: int) -> None:
+    """The pictures at the end: what the model confuses, and what it looks for."""
     from minitrain import figures  # with matplotlib, which no run needs earlier
 
-    return figures.draw_mistakes(dataset.test.images, mistakes, dataset.classes)
+    dataset, targets = parts.dataset, parts.test_batches.targets
+    logits = predict(parts.model, parts.test_batches.inputs)
+    mistakes = worst_mistakes(logits, targets, NUM_MISTAKES)
+    confusion = confusion_matrix(logits, targets)
+    weights = next(parts.model.parameters())
+    side = 28 if weights.dim() == 2 else weights.shape[-1]
+    pictures = {
+        "mistakes/test": figures.draw_mistakes(
+            dataset.test.images, mistakes, dataset.classes
+        ),
+        "confusion/test": figures.draw_confusion(confusion, dataset.classes),
+        "weights/first_layer": figures.draw_weights(weights.reshape(-1, side, side)),
+    }
+    for tag, png in pictures.items():
+        board.image(tag, png, step)
 
 
 def load(run_dir: Path | str) -> nn.Module:

@@ -224,6 +224,49 @@ def draw_mistakes(
     return _png(figure)
 
 
+def draw_confusion(counts: Tensor, classes: Sequence[str]) -> bytes:
+    """The table of what was taken for what; a colour is a share of its row's class.
+
+    `counts` [target, predicted]. The diagonal, where both agree, has no colour.
+    """
+    size = 1.5 + 0.6 * len(classes)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.add_subplot()
+    shares = counts.double() / counts.sum(dim=1, keepdim=True).clamp_min(1)
+    wrong = shares - torch.diag(shares.diag())
+    axes.imshow(wrong.cpu().numpy(), cmap="Oranges", vmin=0, vmax=0.05)
+    for target, row in enumerate(counts.tolist()):
+        for predicted, count in enumerate(row):
+            if count:
+                weight = "bold" if target == predicted else "normal"
+                style: dict[str, Any] = {"ha": "center", "va": "center"}
+                axes.text(predicted, target, str(count), weight=weight, **style)
+    axes.set_xticks(range(len(classes)), classes, rotation=45 * (size > 8))
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="taken for", ylabel="it is", title="Confusion")
+    return _png(figure)
+
+
+def draw_weights(weights: Tensor) -> bytes:
+    """What each unit of the first layer looks for: its weights as a picture.
+
+    `weights` (units, height, width); up to 40 units. Blue is negative, red
+    positive; each unit has a scale of its own.
+    """
+    weights, columns = weights[:40].detach().cpu(), 10
+    rows = math.ceil(len(weights) / columns)
+    figure = Figure(figsize=(columns, 1.1 * rows + 0.4), layout="constrained")
+    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if place < len(weights):
+            largest = weights[place].abs().max().item()
+            axes.imshow(
+                weights[place].numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest
+            )
+    figure.suptitle("First-layer weights: blue is negative, red is positive")
+    return _png(figure)
+
+
 Curve = tuple[Sequence[int], Sequence[float]]
 
 

@@ -109,6 +109,35 @@ def zero_shares(parts: Iterable[Tensor]) -> Tensor:
     )
 
 
+def log2_counts(tensor: Tensor) -> Tensor:
+    """How many elements are how large: counts by log2 |x|, computed on its device.
+
+    Shape (64,): element k counts 2^(k - 48) <= |x| < 2^(k - 47). The first takes in
+    what is smaller, zeros too, and the last what is larger.
+
+    >>> counts = log2_counts(torch.tensor([1.0, -1.5, 0.25, 0.0]))
+    >>> [(k - 48, int(n)) for k, n in enumerate(counts) if n]
+    [(-48, 1), (-2, 1), (0, 2)]
+    """
+    exponents = tensor.detach().abs().log2().floor().clamp(-48, 15)
+    return torch.bincount(exponents.flatten().long() + 48, minlength=64)
+
+
+def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
+    """How often each class was taken for each: counts [target, predicted].
+
+    logits (N, classes), targets (N,) class numbers; shape (classes, classes).
+
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    >>> confusion_matrix(logits, torch.tensor([0, 1, 1])).tolist()
+    [[1, 0], [1, 1]]
+    """
+    num_classes = logits.shape[1]
+    pairs = targets * num_classes + logits.argmax(dim=1)
+    counts = torch.bincount(pairs, minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)
+
+
 class Mistake(NamedTuple):
     """An example that the model got wrong, and how sure it was of that."""
 

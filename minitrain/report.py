@@ -18,6 +18,15 @@ from minitrain.storage import replacing
 from minitrain.tensorboard import Board
 from minitrain.training import Evaluation, Step
 
+CHARTS = {
+    "Loss": ["loss/.*"],
+    "Gradient": ["grad_norm/.*"],
+    "Step audit": ["audit/ratio", "audit/margin", "truth/.*"],
+    "Noise": ["noise/.*"],
+    "Cost": ["cost/.*"],
+}
+"""What the dashboard opens on: a chart each, with the tags on it."""
+
 
 @dataclass
 class Summary:
@@ -113,6 +122,7 @@ def dashboard(config: Config, folder: Path, start: int | None) -> Iterator[Board
     """
     with Board(folder, resume_after=-1 if start is None else start) as board:
         if start is None:
+            board.layout(CHARTS)
             board.text("run/data", f"Trained on **{config.data.name}**.")
             board.text("run/settings", f"```\n{to_toml(config)}```")
             board.text("run/equation", f"```\n{equation(config.optimizer)}\n```")

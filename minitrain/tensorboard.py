@@ -132,6 +132,29 @@ class Board:
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         self._write_summary(summary, step)
 
+    def histogram(self, tag: str, counts: Sequence[float], step: int) -> None:
+        """Show how many values fell between k and k + 1, for counts starting at -48.
+
+        They are those of `log2_counts`, read from the device.
+        """
+        limits = [float(k - 47) for k in range(len(counts))]
+        middles = [limit - 0.5 for limit in limits]
+        histogram = Summary.Value(tag=tag).histo
+        histogram.min, histogram.max = limits[0] - 1, limits[-1]
+        histogram.num = sum(counts)
+        histogram.sum = sum(n * x for n, x in zip(counts, middles, strict=True))
+        squares = (n * x * x for n, x in zip(counts, middles, strict=True))
+        histogram.sum_squares = sum(squares)
+        histogram.bucket_limit.extend(limits)
+        histogram.bucket.extend(counts)
+        value = Summary.Value(tag=tag, histo=histogram)
+        self._write_summary(Summary(value=[value]), step)
+
+    def layout(self, charts: Mapping[str, Sequence[str]]) -> None:
+        """Arrange the Custom Scalars page: each chart shows the tags that match."""
+        content = {title: ["Multiline", list(tags)] for title, tags in charts.items()}
+        self._write_summary(torch_summary.custom_scalars({"minitrain": content}))
+
     def start_hparams(
         self, run: str, settings: Mapping[str, bool | float | str], metrics: list[str]
     ) -> None:

@@ -167,7 +167,7 @@ def evaluate(
     """
     device = _device_of(model)
     losses, rights, num_samples = [], [], 0
-    with _evaluating(model):
+    with evaluating(model):
         for inputs, targets in _epoch_of(batches, 0):
             inputs, targets = inputs.to(device), targets.to(device)
             outputs = model(inputs)
@@ -185,12 +185,12 @@ def evaluate(
 @torch.no_grad()
 def predict(model: nn.Module, inputs: Tensor, batch_size: int = 1000) -> Tensor:
     """The outputs for resident inputs, in evaluation mode and without gradients."""
-    with _evaluating(model):
+    with evaluating(model):
         return torch.cat([model(batch) for batch in inputs.split(batch_size)])
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """The whole model in evaluation mode; afterwards each module in its own again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
