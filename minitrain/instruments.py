@@ -87,17 +87,6 @@ def dot(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
     return products[0] if len(products) == 1 else torch.stack(products).sum()
 
 
-def cosine(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
-    """The cosine of the angle between two vectors: x . y / (|x| |y|).
-
-    1 is the same direction, 0 a right angle, -1 the opposite one; NaN where one is 0.
-
-    >>> cosine([torch.tensor([1.0, 0.0])], [torch.tensor([-2.0, 0.0])])
-    tensor(-1.)
-    """
-    return dot(xs, ys) / (norm(xs) * norm(ys))
-
-
 def zero_shares(parts: Iterable[Tensor]) -> Tensor:
     """The share of elements that are exactly 0, of each part.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minitrain.audit import LossOf, Replay, Slope, check_slope, step_audit
-from minitrain.instruments import cosine, dot, length, norm, norms, zero_shares
+from minitrain.instruments import dot, length, norm, norms, zero_shares
 from minitrain.noise import NoiseScale, PerSampleNorms, per_sample_norms
 from minitrain.vector import Theta
 
@@ -291,19 +291,22 @@ class Panel:
             decay = group.get("weight_decay", 0)
             used.append(g.add(theta, alpha=decay) if decay else g)
             rests.append(u.add(used[-1], alpha=group["lr"]))  # -lr (d - g')
-        names = self._part_names()
+        names = self.names
         update_norms = norms(self._parts(updates))
         theta_norms = norms(self._parts(before))
-        update_norm, theta_norm = length(update_norms), length(theta_norms)
+        update_norm, grad_norm = length(update_norms), norm(grads)
+        downhill = -dot(updates, grads) / (update_norm * grad_norm)
         readings: Readings = {
             "update_norm/global": update_norm,
-            "update_ratio/global": update_norm / theta_norm,
-            "cosine/steepest_descent": -cosine(updates, grads),
+            "update_ratio/global": update_norm / length(theta_norms),
+            "cosine/steepest_descent": downhill,
             "momentum/share": norm(rests) / update_norm,
             "momentum/effective_lr": update_norm / norm(used),
         }
         if self._previous is not None:
-            readings["cosine/previous"] = cosine(grads, self._previous)
+            readings["cosine/previous"] = dot(grads, self._previous) / (
+                grad_norm * norm(self._previous)
+            )
         for kind, values in {
             "update_norm": update_norms,
             "update_ratio": update_norms / theta_norms,
@@ -360,7 +363,7 @@ class Panel:
         generator = torch.Generator().manual_seed(0)
         loss = full()
         tensors = [tensor.detach() for tensor in self._tensors()]
-        parts = [self._part_names(), self._parts(tensors), self._parts(watch.grads)]
+        parts = [self.names, self._parts(tensors), self._parts(watch.grads)]
         blocks = {WHOLE: (tensors, watch.grads)}
         blocks |= {name: ([p], [g]) for name, p, g in zip(*parts, strict=True)}
         self.slopes = {}
@@ -426,7 +429,8 @@ class Panel:
             for t in self._tensors()
         ]
 
-    def _part_names(self) -> list[str]:
+    @property
+    def names(self) -> list[str]:
         """The name of every parameter, in the optimizer's order."""
         names = []
         for tensor in self._tensors():

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from minitrain.gradients import gradient, hessian_vector_product
 from minitrain.instruments import fingerprint
 from minitrain.panel import Cadence, Panel, Watch
 from minitrain.sgd import SGD
+from minitrain.tensorboard import Board, step_scalars
 from minitrain.training import evaluate, train
 from minitrain.vector import ParameterVector
 
@@ -355,44 +357,69 @@ class Everything(nn.Module):
         return self.layers(x)
 
 
-def end_of(panel_of: Callable[[nn.Module, SGD], Panel | None], **options: Any) -> str:
-    """The fingerprint after 200 steps: parameters, buffers, optimizer, random state."""
-    torch.manual_seed(0)
-    model, batches = Everything(), data(320, 8)
-    optimizer = SGD(ParameterVector(model), lr=0.05, momentum=0.9, nesterov=True)
-    evaluates = options.pop("evaluates", False)
-    panel = panel_of(model, optimizer)
-    for step in train(
-        model, optimizer, batches, LOSS, epochs=5, panel=panel, **options
-    ):
-        if evaluates and step.number % 7 == 0:
-            evaluate(model, batches, LOSS)
-    assert step.number == 200
+def end_of(folder: Path, draw: random.Random | None, **options: Any) -> str:
+    """The fingerprint after 200 steps: parameters, buffers, optimizer, random state.
+
+    With `draw` half of the instruments, of logging, of evaluations, of measured costs
+    and of stops are there, without it none.
+    """
+
+    def maybe() -> bool:
+        return draw is not None and draw.random() < 0.5
+
+    def fresh() -> tuple[nn.Module, SGD, Panel]:
+        torch.manual_seed(0)
+        model = Everything()
+        optimizer = SGD(ParameterVector(model), lr=0.05, momentum=0.9, nesterov=True)
+        return model, optimizer, Panel(model, optimizer, cadence)
+
+    def run(parts: tuple[nn.Module, SGD, Panel], start: int, end: int) -> None:
+        model, optimizer, panel = parts
+        options["panel"] = panel if any(cadence) else None
+        steps = train(model, optimizer, batches, LOSS, epochs=5, start=start, **options)
+        for step in itertools.islice(steps, end - start):
+            if logs:
+                board.log(step.number, step_scalars(step, panel.names))
+            if evaluates and step.number % 7 == 0:
+                evaluate(model, batches, LOSS)
+            assert start < step.number <= end
+
+    cadence = Cadence(*([0] * len(Cadence._fields)))
+    if draw is not None:
+        cadence = Cadence(*(draw.choice([0, 0, 1, 3, 10]) for _ in cadence))
+    logs, evaluates, batches = maybe(), maybe(), data(40 * 8 * options["accumulate"], 8)
+    parts = fresh()
+    with Board(folder) as board:
+        if maybe():
+            x, y = next(iter(batches.epoch(1)))
+            precision = options["autocast"]
+            parts[2].fit(lambda: LOSS(parts[0](x), y), 8, 0.03, autocast=precision)
+        stop = draw.randrange(1, 200) if draw is not None and maybe() else 0
+        if stop:
+            run(parts, 0, stop)
+            state = [part.state_dict() for part in parts], torch.get_rng_state()
+            states, random_state = copied(state)
+            parts = fresh()
+            for part, kept in zip(parts, states, strict=True):
+                part.load_state_dict(kept)
+            torch.set_rng_state(random_state)
+        run(parts, stop, 200)
     state = {"random": torch.get_rng_state()}
-    return fingerprint(model.state_dict(), optimizer.state_dict(), state)
+    return fingerprint(parts[0].state_dict(), parts[1].state_dict(), state)
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_any_half_of_the_instruments_leaves_the_run_as_it_is(
-    precision: torch.dtype | None, accumulate: int
+    precision: torch.dtype | None, accumulate: int, tmp_path: Path
 ) -> None:
     seed = random.randrange(2**32)
     draw = random.Random(seed)
-    options: dict[str, Any] = {"autocast": precision, "clip_norm": 1.0}
-    without = end_of(lambda *_: None, **options)
-    for _ in range(5):
-        cadence = Cadence(*(draw.choice([0, 0, 1, 3, 10]) for _ in Cadence._fields))
-
-        def panel_of(model: nn.Module, optimizer: SGD, cadence: Any = cadence) -> Panel:
-            panel = Panel(model, optimizer, cadence)
-            if draw.random() < 0.5:
-                x, y = next(iter(data().epoch(1)))
-                panel.fit(lambda: LOSS(model(x), y), 16, 0.03, autocast=precision)
-            return panel
-
-        watched = end_of(panel_of, evaluates=draw.random() < 0.5, **options)
-        assert watched == without, f"seed {seed}: {cadence}"
+    options = {"autocast": precision, "accumulate": accumulate, "clip_norm": 1.0}
+    without = end_of(tmp_path / "none", None, **options)
+    for number in range(5):
+        watched = end_of(tmp_path / f"{number}", draw, **options)
+        assert watched == without, f"seed {seed}, draw {number}"
 
 
 def readings_of(model: nn.Module, optimizer: SGD, panel: Panel, start: int) -> Iterator:
@@ -426,8 +453,7 @@ def test_a_panel_continues_where_it_was(at: int) -> None:
     for number, readings in readings_of(*first, start=0):
         assert readings == expected[number]
         if number == at:
-            kept = [part.state_dict() for part in first]
-            kept = torch.load(*saved(kept), weights_only=True)
+            kept = copied([part.state_dict() for part in first])
             break
     second = fresh()
     for part, state in zip(second, kept, strict=True):
@@ -436,11 +462,12 @@ def test_a_panel_continues_where_it_was(at: int) -> None:
     assert continued == {n: r for n, r in expected.items() if n > at}
 
 
-def saved(state: Any) -> tuple[Any]:
+def copied(state: Any) -> Any:
+    """The state as a checkpoint would give it back."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
-    return (buffer,)
+    return torch.load(buffer, weights_only=True)
 
 
 def test_hooks_are_gone_after_the_block_and_after_an_error() -> None:
