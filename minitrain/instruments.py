@@ -26,7 +26,9 @@ def length(tensor: Tensor) -> Tensor:
         tensor = tensor.coalesce().values()
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()
-    if not tensor.is_cpu or tensor.is_complex():
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if not tensor.is_cpu:
         return torch.linalg.vector_norm(tensor)
     if tensor.numel() <= SMALL:
         return tensor.square().sum().sqrt()

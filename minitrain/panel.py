@@ -25,6 +25,10 @@ WHOLE = "all"
 """The name of the whole vector among those of its parts."""
 
 
+MEMORY = {"look": ("corner", "path_length", "clipping"), "noise": ("noise",)}
+"""What a reading of a kind leaves for the next one, by its keys in the state."""
+
+
 class Cadence(NamedTuple):
     """Steps between two readings of each kind; 0 is never."""
 
@@ -193,8 +197,8 @@ class Panel:
         truth test, with more tolerance, compares with the loss in full precision.
         """
         regular, watch = self._due(number), Watch(self._due(number, is_last))
-        is_extra = watch.due > regular
-        memory = self.state_dict() if is_extra else {}
+        extra = watch.due - regular
+        memory = self.state_dict() if extra else {}
         if watch.due:
             same = Replay(self.model, loss_of, autocast)
             full = Replay(self.model, loss_of) if autocast else same
@@ -207,9 +211,10 @@ class Panel:
             finally:
                 hook.remove()
             self._after_update(watch, same)
-            if is_extra:
-                # A run that is continued has no last step here: leave no trace of it.
-                self.load_state_dict(memory | {"seconds": self.seconds})
+            # A run that is continued later has no last step here: leave no trace of it.
+            for kind in extra & MEMORY.keys():
+                forgotten = {key: memory[key] for key in MEMORY[kind]}
+                self.load_state_dict(self.state_dict() | forgotten)
         else:
             yield watch
         if "look" not in regular:
