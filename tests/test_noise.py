@@ -193,6 +193,27 @@ def test_one_bfloat16_layer_is_exact_for_the_rounded_numbers() -> None:
     torch.testing.assert_close(squared.double(), exact, rtol=1e-5, atol=0)
 
 
+def test_autocast_around_everything_leaves_the_sums_alone() -> None:
+    layer, inputs = nn.Linear(40, 30), torch.randn(4, 50, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        with per_sample_norms(layer) as norms:
+            outputs = layer(inputs)
+            outputs.retain_grad()
+            outputs.square().mean().backward()
+        squared = norms.squared(4)
+    assert squared is not None, norms.withheld
+    assert outputs.grad is not None
+    delta, x = 4 * outputs.grad.double(), inputs.bfloat16().double()
+    exact = (delta.mT @ x).square().sum((1, 2)) + delta.sum(1).square().sum(1)
+    torch.testing.assert_close(squared.double(), exact, rtol=1e-5, atol=0)
+
+
+def test_a_hook_that_changes_the_output_belongs_to_what_follows() -> None:
+    model = nn.Sequential(nn.Linear(12, 5), nn.Linear(5, 2))
+    model[0].register_forward_hook(lambda module, args, output: 3 * output.tanh())
+    assert_right(model, torch.randn(6, 12), torch.randn(6, 2))
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -506,6 +527,12 @@ def test_an_unresolved_scale_is_none_and_what_tells_nothing_is_passed_over() -> 
         NoiseScale(decay=1)
 
 
+def test_equal_gradients_have_no_noise_even_after_rounding() -> None:
+    noise = NoiseScale()
+    noise.update(mean_square=1.0, batch_square=1.0000001, num_samples=8)
+    assert noise.value == 0 and noise.batch_size == 1
+
+
 @pytest.mark.parametrize(
     ("scale", "size"), [(0.0, 1), (0.3, 1), (1.4, 1), (1.5, 2), (700, 512), (730, 1024)]
 )
@@ -528,4 +555,4 @@ def test_a_saved_state_goes_on_to_the_last_bit() -> None:
     for batch in batches[9:]:
         second.update(*batch)
     assert second.state_dict() == whole.state_dict()
-    assert second.value == whole.value
+    assert second.value == whole.value and second.estimate == whole.estimate
