@@ -67,7 +67,8 @@ def largest_eigenvalue(
         raise ValueError("there are no variables: a Hessian needs one at least")
     if num_iterations < 1:
         raise ValueError(f"num_iterations = {num_iterations}: must be at least 1")
-    grad = _flat(_partials(value, variables, create_graph=True))
+    with torch.enable_grad():
+        grad = _flat(_partials(value, variables, create_graph=True))
 
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(len(grad), generator=generator, dtype=grad.dtype)
