@@ -300,6 +300,10 @@ WITHHELD = {
         ),
         "1: BatchNorm1d mixes",
     ),
+    "two devices": (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, device="meta")),
+        "1.weight: .* more than one device",
+    ),
     "tied": (tied, "2.weight: it is 0.weight too"),
     "weight norm": (
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
@@ -318,6 +322,8 @@ def test_norms_that_would_be_wrong_are_withheld_with_the_name(case: str) -> None
     inputs = torch.randn(6, 4).requires_grad_()
     if case == "complex":
         inputs = torch.randn(6, 4, dtype=torch.cfloat)
+    if case == "two devices":
+        model.forward = model[0].forward
     norms = measured(model, inputs, inputs.detach(), lambda a, b: (a - b).abs().mean())
     assert norms.squared(6) is None and norms.mean_square(6) is None
     assert re.search(reason, str(norms.withheld))
@@ -368,6 +374,16 @@ def test_an_error_while_watching_does_not_end_the_training(
     assert norms.squared(6) is None
     assert norms.withheld == "the model: MemoryError: no room"
     assert model.weight.grad is not None
+
+
+def test_an_input_without_versions_does_not_end_the_training() -> None:
+    model = nn.Linear(4, 4)
+    model.weight.requires_grad = False
+    with torch.inference_mode():
+        inputs = torch.randn(6, 4)
+    with per_sample_norms(model) as norms:
+        model(inputs).mean().backward()
+    assert norms.squared(6) is None and "RuntimeError" in str(norms.withheld)
 
 
 def hooks_of(model: nn.Module) -> Iterator[object]:
