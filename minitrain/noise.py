@@ -277,23 +277,26 @@ class _Layer:
         if self._delta is not None:
             _take_in([self])
         elif self._inputs is not None:
-            self._stop("it was called more than once in a pass")
-        inputs = args[0] if args else kwargs["input"]
-        self._inputs, self._version = inputs, inputs._version
-        self._handles.append(output.register_hook(self._on_gradient))
+            self._stop(_Withheld("it was called more than once in a pass"))
+        try:
+            inputs = args[0] if args else kwargs["input"]
+            self._inputs, self._version = inputs, inputs._version
+            self._handles.append(output.register_hook(self._on_gradient))
+        except Exception as error:
+            self._stop(error)
 
     def _on_gradient(self, delta: Tensor) -> None:
         if self._inputs is None or self._delta is not None:
-            self._stop("more than one gradient came back to it")
+            self._stop(_Withheld("more than one gradient came back to it"))
         self._delta = delta
 
     def take_in(self) -> None:
         """Turn what is kept of a pass into squared norms."""
         inputs, delta, grads = self._inputs, self._delta, self._grads[:]
-        if inputs is None or delta is None or self._obstacle is not None:
+        self._grads.clear()
+        if inputs is None or delta is None:
             return
         self._inputs = self._delta = None
-        self._grads.clear()
         try:
             if inputs._version != self._version:
                 raise _Withheld("its input was changed in place")
@@ -304,12 +307,13 @@ class _Layer:
                 _check_sum(self._module, x, d, grads, lengths, delta.dtype)
             self.lengths.append(lengths)
         except Exception as error:  # watching must not end a training
-            known = isinstance(error, _Withheld)
-            self._stop(str(error) if known else f"{type(error).__name__}: {error}")
+            self._stop(error)
 
-    def _stop(self, reason: str) -> None:
+    def _stop(self, reason: Exception) -> None:
         if self._obstacle is None:
-            self._obstacle = reason
+            known = isinstance(reason, _Withheld)
+            kind = "" if known else f"{type(reason).__name__}: "
+            self._obstacle = f"{kind}{reason}"
 
     def obstacle_to(self, num_samples: int) -> str | None:
         """Why there are no norms of this layer for as many samples, or None."""
@@ -361,6 +365,8 @@ def _layers(model: nn.Module) -> list[_Layer]:
                 )
             if not parameter.is_floating_point():
                 raise _Withheld(f"{name}: {parameter.dtype} is not real")
+            if parameter.device != next(iter(owners), parameter).device:
+                raise _Withheld(f"{name}: the model lies on more than one device")
             if parameter in owners:
                 raise _Withheld(f"{name}: it is {owners[parameter]} too")
             owners[parameter] = name

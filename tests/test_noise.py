@@ -193,6 +193,27 @@ def test_one_bfloat16_layer_is_exact_for_the_rounded_numbers() -> None:
     torch.testing.assert_close(squared.double(), exact, rtol=1e-5, atol=0)
 
 
+def test_autocast_around_everything_leaves_the_sums_alone() -> None:
+    layer, inputs = nn.Linear(40, 30), torch.randn(4, 50, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        with per_sample_norms(layer) as norms:
+            outputs = layer(inputs)
+            outputs.retain_grad()
+            outputs.square().mean().backward()
+        squared = norms.squared(4)
+    assert squared is not None, norms.withheld
+    assert outputs.grad is not None
+    delta, x = 4 * outputs.grad.double(), inputs.bfloat16().double()
+    exact = (delta.mT @ x).square().sum((1, 2)) + delta.sum(1).square().sum(1)
+    torch.testing.assert_close(squared.double(), exact, rtol=1e-5, atol=0)
+
+
+def test_a_hook_that_changes_the_output_belongs_to_what_follows() -> None:
+    model = nn.Sequential(nn.Linear(12, 5), nn.Linear(5, 2))
+    model[0].register_forward_hook(lambda module, args, output: 3 * output.tanh())
+    assert_right(model, torch.randn(6, 12), torch.randn(6, 2))
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -279,6 +300,10 @@ WITHHELD = {
         ),
         "1: BatchNorm1d mixes",
     ),
+    "two devices": (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, device="meta")),
+        "1.weight: .* more than one device",
+    ),
     "tied": (tied, "2.weight: it is 0.weight too"),
     "weight norm": (
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
@@ -297,6 +322,8 @@ def test_norms_that_would_be_wrong_are_withheld_with_the_name(case: str) -> None
     inputs = torch.randn(6, 4).requires_grad_()
     if case == "complex":
         inputs = torch.randn(6, 4, dtype=torch.cfloat)
+    if case == "two devices":
+        model.forward = model[0].forward
     norms = measured(model, inputs, inputs.detach(), lambda a, b: (a - b).abs().mean())
     assert norms.squared(6) is None and norms.mean_square(6) is None
     assert re.search(reason, str(norms.withheld))
@@ -347,6 +374,16 @@ def test_an_error_while_watching_does_not_end_the_training(
     assert norms.squared(6) is None
     assert norms.withheld == "the model: MemoryError: no room"
     assert model.weight.grad is not None
+
+
+def test_an_input_without_versions_does_not_end_the_training() -> None:
+    model = nn.Linear(4, 4)
+    model.weight.requires_grad = False
+    with torch.inference_mode():
+        inputs = torch.randn(6, 4)
+    with per_sample_norms(model) as norms:
+        model(inputs).mean().backward()
+    assert norms.squared(6) is None and "RuntimeError" in str(norms.withheld)
 
 
 def hooks_of(model: nn.Module) -> Iterator[object]:
@@ -506,6 +543,12 @@ def test_an_unresolved_scale_is_none_and_what_tells_nothing_is_passed_over() -> 
         NoiseScale(decay=1)
 
 
+def test_equal_gradients_have_no_noise_even_after_rounding() -> None:
+    noise = NoiseScale()
+    noise.update(mean_square=1.0, batch_square=1.0000001, num_samples=8)
+    assert noise.value == 0 and noise.batch_size == 1
+
+
 @pytest.mark.parametrize(
     ("scale", "size"), [(0.0, 1), (0.3, 1), (1.4, 1), (1.5, 2), (700, 512), (730, 1024)]
 )
@@ -528,4 +571,4 @@ def test_a_saved_state_goes_on_to_the_last_bit() -> None:
     for batch in batches[9:]:
         second.update(*batch)
     assert second.state_dict() == whole.state_dict()
-    assert second.value == whole.value
+    assert second.value == whole.value and second.estimate == whole.estimate

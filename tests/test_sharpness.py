@@ -86,8 +86,7 @@ def test_a_linear_function_and_an_unused_variable_do_not_curve() -> None:
     assert value == pytest.approx(2, rel=1e-6)
 
 
-def test_lanczos_keeps_its_vectors_orthogonal() -> None:
-    """Without that, copies of the largest eigenvalue and wrong ones appear."""
+def test_more_iterations_than_needed_do_no_harm() -> None:
     scales = torch.cat([torch.linspace(0, 1, 200), torch.tensor([50.0, 49.0])])
     point = torch.zeros(202, requires_grad=True)
     value = (scales * point**2).sum() / 2
@@ -111,8 +110,7 @@ def test_everything_stays_as_it_was_and_the_result_is_the_same_again(
     training: bool,
 ) -> None:
     model = Noisy().train(training)
-    model.layers[1].train(False)  # a mode of its own
-    model.layers[1].train(training)
+    model.layers[1].train(not training)  # a mode of its own
     x, y = torch.randn(50, 5), torch.randint(3, (50,))
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
@@ -120,13 +118,13 @@ def test_everything_stays_as_it_was_and_the_result_is_the_same_again(
     before = [t.clone() for t in (*model.state_dict().values(), *grads)]
     modes, rng = [m.training for m in model.modules()], torch.get_rng_state()
     values = []
-    for _ in range(2):
-        with torch.no_grad():
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
             values.append(sharpness(model, x, y, F.cross_entropy))
         assert torch.equal(torch.get_rng_state(), rng)
         torch.rand(3)  # what has been drawn before plays no part
         rng = torch.get_rng_state()
-    assert values[0] == values[1]
+    assert values[0] == values[1] > 0
     after = (*model.state_dict().values(), *(p.grad for p in model.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
