@@ -1,5 +1,6 @@
 """One experiment from its settings to its summary: where the parts are put together."""
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -73,7 +74,9 @@ def run(
     torch.manual_seed(config.seed)
     model = build_model(config.model).to(device)
     optimizer = SGD(ParameterVector(model), **config.optimizer.model_dump())
-    loss_fn = nn.functional.cross_entropy
+    loss_fn = functools.partial(
+        nn.functional.cross_entropy, label_smoothing=config.loss.label_smoothing
+    )
     num_steps = config.epochs * -(-len(batches) // config.accumulate)
     config = _resolved(config, dataset.name, device)
     name = f"{config.data.name}-{config.model.name}-seed{config.seed}"
@@ -280,7 +283,7 @@ def build_model(settings: ModelSettings) -> nn.Module:
         return models.SoftmaxRegression()
     if settings.name == "mlp":
         return models.MLP(hidden=settings.hidden)
-    return models.CNN()
+    return models.FastCNN() if settings.name == "fast-cnn" else models.CNN()
 
 
 def learning_rate(config: Config, num_steps: int) -> Callable[[int], float]:

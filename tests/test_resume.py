@@ -122,7 +122,7 @@ PLACES = [("train", 1), ("train", 14), ("train", 10), ("epoch_line", 10)]
 PLACES += [("train", 20), ("epoch_line", 20)]
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", ["mlp", "cnn", "fast-cnn"])
 @pytest.mark.parametrize("way", [Crash, Stopped])
 @pytest.mark.parametrize(("on", "at"), PLACES)
 def test_it_ends_as_if_never_interrupted(
@@ -266,6 +266,7 @@ SETTINGS = {
         checkpoint.every=3 checkpoint.keep=3""",
     "bound": """seed=1 precision='bfloat16' clip-norm=1.0 accumulate=2
         data.name='mnist' data.batch-size=32 model.name='cnn' model.hidden=[64]
+        loss.label-smoothing=0.1
         optimizer.lr=0.1 optimizer.momentum=0.5 optimizer.dampening=0.5
         optimizer.weight-decay=0.5 optimizer.nesterov=true
         schedule.name='step' schedule.warmup=5""",
@@ -283,9 +284,9 @@ def test_every_setting_is_free_or_bound(setting: str, kind: str) -> None:
 
 
 def test_no_setting_is_forgotten() -> None:
-    sections = {"data", "model", "optimizer", "schedule", "log", "checkpoint"}
+    sections = {"data", "model", "loss", "optimizer", "schedule", "log"}
     known = {setting.split("=")[0] for setting in CLASSES}
-    assert set(config._keys(Config)) == known | sections | {"resume"}
+    assert set(config._keys(Config)) == known | sections | {"checkpoint", "resume"}
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, capsys) -> None:
