@@ -60,10 +60,20 @@ class DataSettings(Settings):
 class ModelSettings(Settings):
     model_config = ConfigDict(title="model")
 
-    name: Literal["softmax", "mlp", "cnn"] = "mlp"
-    """Softmax regression, a multilayer perceptron, or a convolutional network."""
+    name: Literal["softmax", "mlp", "cnn", "fast-cnn"] = "mlp"
+    """Softmax regression, a multilayer perceptron, or a convolutional network: the
+    cnn is the most accurate, the fast-cnn nearly so in a tenth of the time."""
     hidden: Annotated[tuple[Width, ...], Field(strict=False)] = (128,)
     """Width of each hidden layer of the mlp."""
+
+
+class LossSettings(Settings):
+    """The cross-entropy of softmax(logits) with the targets."""
+
+    model_config = ConfigDict(title="loss")
+
+    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of each target that is spread evenly over all classes."""
 
 
 class OptimizerSettings(Settings):
@@ -170,6 +180,7 @@ class Config(Settings):
 
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
+    loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     log: LogSettings = LogSettings()
@@ -180,6 +191,15 @@ class Config(Settings):
     def _resume_has_a_directory(self) -> Self:
         if self.resume and self.run_dir is None:
             raise ValueError("resume needs --run-dir, the directory of the run")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_can_be_normalized(self) -> Self:
+        if self.model.name == "fast-cnn" and self.data.batch_size == 1:
+            raise ValueError(
+                "model.name = 'fast-cnn' normalizes over a batch: data.batch-size = 1 "
+                "must be at least 2"
+            )
         return self
 
     @field_validator("device")

@@ -7,7 +7,6 @@ convolutional neural networks applied to visual document analysis".
 """
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Generator, Tensor
 from torch.nn import functional
 
@@ -61,6 +60,8 @@ def _distance(character: str) -> Tensor:
     Unlike the ink itself, d is almost linear, so it can be interpolated without blur,
     and a constant added to it makes every stroke bolder or finer.
     """
+    from PIL import Image, ImageDraw, ImageFont  # only where digits are drawn
+
     font = ImageFont.load_default(FONT_SIZE)
     left, top, right, bottom = font.getbbox(character)
     corner = ((CANVAS - left - right) / 2, (CANVAS - top - bottom) / 2)

@@ -1,12 +1,13 @@
 """One experiment from its settings to its summary: where the parts are put together."""
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from minitrain import checkpoint, data, models
@@ -39,7 +40,6 @@ from minitrain.tensorboard import Board, step_scalars
 from minitrain.training import Step, evaluate, evaluating, predict, train
 from minitrain.vector import ParameterVector
 
-LOSS = nn.functional.cross_entropy
 NUM_MISTAKES = 24
 
 
@@ -110,7 +110,7 @@ def run(
                     bar.set_postfix(shown(step, summary), refresh=False)
                 if step.ends_epoch:
                     board.flush()
-                    test = evaluate(model, parts.test_batches, LOSS)
+                    test = evaluate(model, parts.test_batches, parts.loss_fn)
                     summary.note(step, test)
                     rate = num_samples / epoch_seconds
                     board.log(step.number, epoch_scalars(test, rate))
@@ -141,6 +141,7 @@ class Parts(NamedTuple):
     model: nn.Module
     optimizer: SGD
     panel: Panel | None
+    loss_fn: Callable[[Tensor, Tensor], Tensor]
     batches: data.Batches
     test_batches: data.Batches
     num_steps: int
@@ -158,7 +159,7 @@ class Parts(NamedTuple):
             self.model,
             self.optimizer,
             self.batches,
-            LOSS,
+            self.loss_fn,
             epochs=config.epochs,
             lr=learning_rate(config, self.num_steps),
             clip_norm=config.clip_norm,
@@ -200,8 +201,19 @@ def prepare(config: Config) -> Parts:
     num_steps = config.epochs * -(-len(batches) // config.accumulate)
     config = _resolved(config, dataset.name, device)
     panel = Panel(model, optimizer) if config.instruments.budget else None
+    loss_fn = functools.partial(
+        nn.functional.cross_entropy, label_smoothing=config.loss.label_smoothing
+    )
     return Parts(
-        config, dataset, model, optimizer, panel, batches, test_batches, num_steps
+        config,
+        dataset,
+        model,
+        optimizer,
+        panel,
+        loss_fn,
+        batches,
+        test_batches,
+        num_steps,
     )
 
 
@@ -215,7 +227,7 @@ def _with_cadence(config: Config, parts: Parts, panel: Panel) -> Config:
     if None in given.values():
         inputs, targets = next(iter(parts.batches.epoch(1)))
         measured = panel.fit(
-            lambda: LOSS(parts.model(inputs), targets),
+            lambda: parts.loss_fn(parts.model(inputs), targets),
             len(targets),
             settings.budget,
             unit=config.log.every,
@@ -237,7 +249,7 @@ def _epoch_readings(parts: Parts, summary: Summary) -> dict[str, float]:
     if parts.config.instruments.sharpness:
         sample = parts.batches.inputs[:512], parts.batches.targets[:512]
         with evaluating(parts.model):
-            value = sharpness(parts.model, *sample, LOSS)
+            value = sharpness(parts.model, *sample, parts.loss_fn)
         readings["sharpness/largest_eigenvalue"] = value
         readings["sharpness/2_over_lr"] = 2 / parts.optimizer.param_groups[0]["lr"]
     return readings
@@ -294,7 +306,7 @@ def build_model(settings: ModelSettings) -> nn.Module:
         return models.SoftmaxRegression()
     if settings.name == "mlp":
         return models.MLP(hidden=settings.hidden)
-    return models.CNN()
+    return models.FastCNN() if settings.name == "fast-cnn" else models.CNN()
 
 
 def learning_rate(config: Config, num_steps: int) -> Callable[[int], float]:

@@ -5,6 +5,7 @@ Import this module only where a picture is drawn, for matplotlib is slow to impo
 behind in a global state.
 """
 
+import functools
 import io
 import itertools
 import math
@@ -208,19 +209,32 @@ def draw_mistakes(
     """
     columns = 8
     rows = max(1, math.ceil(len(mistakes) / columns))
-    figure = Figure(figsize=(1.3 * columns, 1.6 * rows), layout="constrained")
-    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.set_axis_off()
-        if place < len(mistakes):
-            mistake = mistakes[place]
-            image = images[mistake.example].cpu().numpy()
-            axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
-            axes.set_title(
-                f"{classes[mistake.target]}, not {classes[mistake.predicted]}\n"
-                f"({mistake.probability:.1%} sure)",
-                fontsize=9,
-            )
-    figure.suptitle("Worst mistakes: what it is, and what the model took it for")
+    figure = Figure(figsize=(1.3 * columns, 1.6 * rows + 0.4))
+    # One system of axes, in inches: one for every image takes five times as long.
+    axes = figure.add_axes(
+        (0, 0, 1, 1), xlim=(0, 1.3 * columns), ylim=(1.6 * rows, -0.4)
+    )
+    axes.set_axis_off()
+    text = functools.partial(axes.text, horizontalalignment="center")
+    for place, mistake in enumerate(mistakes):
+        left, top = 1.3 * (place % columns) + 0.1, 1.6 * (place // columns) + 0.4
+        axes.imshow(
+            images[mistake.example].cpu().numpy(),
+            extent=(left, left + 1.1, top + 1.1, top),
+            aspect="auto",
+            cmap="gray_r",
+            vmin=0,
+            vmax=255,
+        )
+        text(
+            left + 0.55,
+            top - 0.05,
+            f"{classes[mistake.target]}, not {classes[mistake.predicted]}\n"
+            f"({mistake.probability:.1%} sure)",
+            fontsize=9,
+        )
+    heading = "Worst mistakes: what it is, and what the model took it for"
+    text(0.65 * columns, -0.15, heading, fontsize=12)
     return _png(figure)
 
 

@@ -1,6 +1,7 @@
 """Stochastic gradient descent: the update rule, and the bookkeeping around it."""
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -130,7 +131,7 @@ class SGD(Optimizer):
         """Add parameters with options of their own; the others are the defaults."""
         if isinstance(param_group, dict):
             _check_options(self.defaults | param_group)
-        super().add_param_group(param_group)
+        _as_written(Optimizer.add_param_group)(self, param_group)
         self._separate_lrs()
 
     def _separate_lrs(self) -> None:
@@ -215,7 +216,11 @@ class SGD(Optimizer):
         for vector in vectors:
             vector.zero_grad()
         if len(vectors) < sum(len(group["params"]) for group in self.param_groups):
-            super().zero_grad(set_to_none and not vectors)
+            _as_written(Optimizer.zero_grad)(self, set_to_none and not vectors)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Momentum buffers and options, in torch's form."""
+        return _as_written(Optimizer.state_dict)(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from the state of this or torch's SGD; the state is copied.
@@ -227,7 +232,8 @@ class SGD(Optimizer):
             key: {name: _copied(value) for name, value in state.items()}
             for key, state in state_dict["state"].items()
         }
-        super().load_state_dict(state_dict | {"state": copies})
+        state_dict = state_dict | {"state": copies}
+        _as_written(Optimizer.load_state_dict)(self, state_dict)
         for g, group in enumerate(self.param_groups):
             for i, param in enumerate(group["params"]):
                 buf = self.state.get(param, {}).get("momentum_buffer")
@@ -261,6 +267,17 @@ _RULE_OPTIONS = (
     "nesterov",
     "maximize",
 )
+
+
+def _as_written(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of torch's Optimizer without the guard that torch.compile may need.
+
+    The guard imports torch._dynamo when it is first passed, which takes longer than
+    training a small network. Whatever compiles has imported it before.
+    """
+    if "torch._dynamo" in sys.modules:
+        return method
+    return getattr(method, "__wrapped__", method)
 
 
 def _check_options(options: dict[str, Any]) -> None:

@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -238,9 +237,12 @@ def _keep_until(step: int, folder: Path, path: Path) -> None:
     The order of steps decides, not that of clocks or names, which can go backwards.
     Old files are removed when the new one is complete.
     """
+    # Slow to import, and of no use to a run that begins.
+    from tensorboard.backend.event_processing import event_file_loader
+
     files = sorted(folder.glob("events.out.tfevents.*"))
     found = itertools.chain.from_iterable(
-        RawEventFileLoader(str(file)).Load() for file in files
+        event_file_loader.RawEventFileLoader(str(file)).Load() for file in files
     )
     version = Event(wall_time=time.time(), file_version="brain.Event:2")
     kept = [(0, version.SerializeToString())]

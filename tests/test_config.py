@@ -18,6 +18,7 @@ from minitrain.config import (
     Config,
     DataSettings,
     LogSettings,
+    LossSettings,
     ModelSettings,
     OptimizerSettings,
     ScheduleSettings,
@@ -42,6 +43,7 @@ CHANGED = Config(
     debug=True,
     data=DataSettings(name="digits", root=Path("/data"), batch_size=60_000),
     model=ModelSettings(name="cnn", hidden=(3, 4)),
+    loss=LossSettings(label_smoothing=0.25),
     optimizer=OptimizerSettings(
         lr=0.1, momentum=0.5, dampening=-0.5, weight_decay=1 / 3, nesterov=False
     ),
@@ -172,6 +174,12 @@ BAD_FLAGS: dict[str, tuple[str, ...]] = {
     "--model.name resnet": ("'resnet'", "--model.name", "'mlp'"),
     "--model.hidden 128 0": (f"model.hidden.1 = 0: {GREATER} 1",),
     "--model.hidden wide": ("--model.hidden", "INT", "'wide'"),
+    "--model.name fast-cnn --data.batch-size 1": (
+        "model.name = 'fast-cnn' normalizes over a batch",
+        "data.batch-size = 1 must be at least 2",
+    ),
+    "--loss.label-smoothing -0.1": (f"loss.label-smoothing = -0.1: {GREATER} 0",),
+    "--loss.label-smoothing 1.1": ("loss.label-smoothing = 1.1: must be less than",),
     "--schedule.name exponential": ("'exponential'", "--schedule.name", "'cosine'"),
     "--schedule.warmup -1": (f"schedule.warmup = -1: {GREATER} 0",),
     "--log.every 0": (f"log.every = 0: {GREATER} 1",),

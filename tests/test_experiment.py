@@ -248,10 +248,23 @@ def test_a_device_that_is_not_here_is_a_settings_error(run, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("model", ["softmax", "cnn"])
+@pytest.mark.parametrize("model", ["softmax", "cnn", "fast-cnn"])
 def test_every_model_trains_in_every_precision(run, model: str) -> None:
     summary = run(model={"name": model}, precision="bfloat16", accumulate=3, epochs=1)
     assert summary.status == "finished" and summary.steps == 4
+
+
+def test_label_smoothing_spreads_a_share_of_the_target(run, small_digits) -> None:
+    run(loss={"label_smoothing": 0.2}, epochs=1)
+    torch.manual_seed(0)
+    inputs = small_digits.inputs(small_digits.train)
+    batches = data.Batches(inputs, small_digits.train.labels, 64, seed=0)
+    images, labels = next(batches.epoch(1))
+    surprise = -MLP()(images).log_softmax(dim=1)
+    right = surprise.gather(1, labels[:, None]).mean()
+    expected = 0.8 * right + 0.2 * surprise.mean()
+    logged = scalars(only_run())["loss/train"][0].value
+    assert logged == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_trained_model_is_one_line_away(run, small_digits: data.Dataset) -> None:

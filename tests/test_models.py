@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from minitrain.models import CNN, MLP, SoftmaxRegression
+from minitrain.models import CNN, MLP, FastCNN, SoftmaxRegression
 
 MODELS = {
     "softmax": (SoftmaxRegression, {}),
@@ -15,6 +16,7 @@ MODELS = {
     "mlp without hidden layers": (MLP, {"hidden": ()}),
     "mlp of two hidden layers": (MLP, {"hidden": (3, 4)}),
     "cnn": (CNN, {}),
+    "fast-cnn": (FastCNN, {}),
 }
 
 every_model = pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def linear(inputs: Tensor, layer: nn.Linear) -> Tensor:
 def test_logits_for_every_image_and_gradients_for_every_parameter(
     kind: type[nn.Module], options: dict[str, object], num_images: int
 ):
-    model = kind(**options, num_classes=7)
+    model = kind(**options, num_classes=7).eval()
     logits = model(torch.randn(num_images, 1, 28, 28))
     assert logits.shape == (num_images, 7) and logits.dtype == torch.float32
     logits.square().sum().backward()
@@ -58,12 +60,13 @@ def test_logits_for_every_image_and_gradients_for_every_parameter(
 def test_images_do_not_influence_each_other(
     kind: type[nn.Module], options: dict[str, object]
 ):
-    model, images = kind(**options).double(), torch.randn(4, 1, 28, 28).double()
+    model = kind(**options).double().eval()
+    images = torch.randn(4, 1, 28, 28).double()
     alone = torch.cat([model(image.unsqueeze(0)) for image in images])
     torch.testing.assert_close(model(images), alone)  # other sums for other shapes
 
 
-@pytest.mark.parametrize("kind", [SoftmaxRegression, MLP, CNN])
+@pytest.mark.parametrize("kind", [SoftmaxRegression, MLP, CNN, FastCNN])
 def test_docstring_tells_the_number_of_parameters(kind: type[nn.Module]):
     docstring = " ".join(inspect.getdoc(kind).split())  # pyright: ignore
     told = re.search(r"(\d[\d ]*) parameters", docstring)
@@ -99,6 +102,20 @@ def test_names_in_the_state_dict():
         "head.2.weight": (3, 128),
         "head.2.bias": (3,),
     }
+    assert names_and_shapes(FastCNN(num_classes=3)) == {
+        "convolutions.0.weight": (16, 1, 7, 7),
+        "convolutions.0.bias": (16,),
+        "convolutions.2.weight": (16, 16, 3, 3),
+        "convolutions.2.bias": (16,),
+        "head.0.weight": (128, 576),
+        "head.1.weight": (128,),
+        "head.1.bias": (128,),
+        "head.1.running_mean": (128,),
+        "head.1.running_var": (128,),
+        "head.1.num_batches_tracked": (),
+        "head.3.weight": (3, 128),
+        "head.3.bias": (3,),
+    }
 
 
 def test_softmax_regression_is_linear():
@@ -122,3 +139,38 @@ def test_cnn_goes_through_the_shapes_in_its_docstring():
     model(images)
     assert shapes == [(16, 14, 14), (32, 7, 7), (128,)]
     assert all(str(tuple(shape)) in str(CNN.__doc__) for shape in shapes[:2])
+
+
+def convolution(images: Tensor, layer: nn.Conv2d) -> Tensor:
+    """One product of the weight with every patch."""
+    (size, _), (stride, _) = layer.kernel_size, layer.stride
+    patches = images.unfold(2, size, stride).unfold(3, size, stride)
+    products = torch.einsum("ncyxhw,ochw->noyx", patches, layer.weight)
+    return products + layer.bias[:, None, None]
+
+
+def test_fast_cnn_is_strided_convolutions_and_a_normalized_hidden_layer():
+    model, images = FastCNN().double(), torch.randn(5, 1, 28, 28).double()
+    first, second = (m for m in model.convolutions if isinstance(m, nn.Conv2d))
+    hidden, norm, _, last = model.head
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = convolution(images, first).clamp(min=0)
+    assert x.shape[1:] == (16, 8, 8)
+    x = convolution(x, second).clamp(min=0)
+    assert x.shape[1:] == (16, 6, 6)
+    x = x.flatten(1) @ hidden.weight.T
+    x = (x - x.mean(dim=0)) / (x.var(dim=0, correction=0) + 1e-5).sqrt()
+    expected = linear((x * norm.weight + norm.bias).clamp(min=0), last)
+    torch.testing.assert_close(model(images), expected)
+
+
+def test_fast_cnn_needs_as_few_multiplications_as_it_says():
+    def multiplications(model: nn.Module) -> int:
+        with FlopCounterMode(display=False) as counter:
+            model.eval()(torch.randn(1, 1, 28, 28))
+        return counter.get_total_flops() // 2
+
+    for model in (FastCNN(), CNN()):
+        number = f"{multiplications(model):,}".replace(",", " ")
+        assert number in str(FastCNN.__doc__)

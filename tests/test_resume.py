@@ -127,7 +127,7 @@ PLACES = [("train", 1), ("train", 14), ("train", 10), ("epoch_line", 10)]
 PLACES += [("train", 20), ("epoch_line", 20)]
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", ["mlp", "cnn", "fast-cnn"])
 @pytest.mark.parametrize("way", [Crash, Stopped])
 @pytest.mark.parametrize(("on", "at"), PLACES)
 def test_it_ends_as_if_never_interrupted(
@@ -274,6 +274,7 @@ SETTINGS = {
         instruments.sharpness=true instruments.histograms=true""",
     "bound": """seed=1 precision='bfloat16' clip-norm=1.0 accumulate=2
         data.name='mnist' data.batch-size=32 model.name='cnn' model.hidden=[64]
+        loss.label-smoothing=0.1
         optimizer.lr=0.1 optimizer.momentum=0.5 optimizer.dampening=0.5
         optimizer.weight-decay=0.5 optimizer.nesterov=true
         schedule.name='step' schedule.warmup=5""",

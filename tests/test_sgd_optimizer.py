@@ -8,6 +8,8 @@ import inspect
 import io
 import math
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -178,6 +180,28 @@ def test_zero_grad_forgets_gradients_or_sets_them_to_zero():
 
 
 # States.
+
+
+UNCOMPILED = """
+import sys, torch
+from minitrain.sgd import SGD
+from minitrain.vector import ParameterVector
+model = torch.nn.Linear(2, 1)
+for params in list(model.parameters()), ParameterVector(model):
+    optimizer = SGD(params, lr=0.1, momentum=0.9)
+    optimizer.zero_grad()
+    model(torch.ones(2)).sum().backward()
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_what_is_not_compiled_does_not_wait_for_the_compiler():
+    """torch's own optimizers import it when they are built: more than a second."""
+    command = [sys.executable, "-c", UNCOMPILED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
 
 
 def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
