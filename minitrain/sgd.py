@@ -1,10 +1,13 @@
 """Stochastic gradient descent: the update rule, and the bookkeeping around it."""
 
+import functools
+import itertools
 import math
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias, cast
 
 import torch
+import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
@@ -67,13 +70,64 @@ def sgd_update(
     return buf
 
 
+# With what torch's type stubs leave out: _foreach_*, _fused_* and the like.
+torch_: Any = torch
+
+Update: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
+"""What the rule is applied to: parameter, gradient, momentum buffer."""
+
+BLOCK = 2**20
+"""Elements that the rule passes over several times before it goes on: parameters,
+gradients and buffers, 12 MB of float32, are then read from memory once."""
+
+GRAIN = 2**15
+"""Elements up to which torch leaves a tensor to one thread."""
+
+EXACT = ({torch.float32}, {torch.float64})
+"""The one dtype of tensors whose elements round alike wherever they stand."""
+
+
+class Tensors:
+    """Several tensors as one, with the methods that `sgd_update` calls.
+
+    One call then updates them all: a thousand small ones in a quarter of the time.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tensors
+
+    def __neg__(self) -> "Tensors":
+        return Tensors(torch_._foreach_neg(self.tensors))
+
+    def add(self, other: "Tensors", *, alpha: float) -> "Tensors":
+        return Tensors(torch_._foreach_add(self.tensors, other.tensors, alpha=alpha))
+
+    def add_(self, other: "Tensors", *, alpha: float) -> "Tensors":
+        torch_._foreach_add_(self.tensors, other.tensors, alpha=alpha)
+        return self
+
+    def mul_(self, factor: float) -> "Tensors":
+        # A tensor of their dtype rounds as a number does, and is four times as fast.
+        scalar = torch.tensor(factor, dtype=self.tensors[0].dtype)
+        torch_._foreach_mul_(self.tensors, scalar)
+        return self
+
+
 class SGD(Optimizer):
     """Stochastic gradient descent on a list of parameters, or on a `ParameterVector`.
 
     `sgd_update` states the rule. The arguments, the state and its `state_dict` are
     those of `torch.optim.SGD`, and so are the results, to the last bit, by its plain
-    path `foreach=False`. `foreach` and `fused` are kept for the sake of exchanged state
-    dicts; neither changes a bit.
+    path `foreach=False`.
+
+    foreach  False applies the rule to one tensor after the other. Otherwise, on the
+             CPU, small tensors are updated together and large ones part by part, which
+             is faster and changes no bit.
+    fused    True asks for one pass over memory: on the CPU torch's fused kernel updates
+             tensors of more than 32 768 elements, which rounds in other places. With
+             m = momentum |b| + |1 - dampening| |g| + weight_decay |theta| a step
+             differs by at most 4 eps m in b and 4 eps (|theta| + 2 lr (m + |g|)) in
+             theta, where eps is the dtype's, 1.2e-7 in float32.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> optimizer = SGD(ParameterVector(model), lr=0.1, momentum=0.9)
@@ -156,37 +210,65 @@ class SGD(Optimizer):
             for vector in self._vectors():
                 vector.check()
             for group, updates in [(g, self._collect(g)) for g in self.param_groups]:
-                options = {name: group[name] for name in _RULE_OPTIONS}
-                options["lr"] = _as_scalar(group["lr"])
-                for param, grad, old_buf in updates:
-                    buf = sgd_update(param, grad, old_buf, **options)
-                    if group["momentum"] != 0:
-                        self.state[param]["momentum_buffer"] = buf
-                        if old_buf is None and group["dampening"] != 0:
-                            self._note_whether_blank(param, grad, group["lr"])
+                self._apply(group, updates)
         return loss
 
-    def _collect(
-        self, group: dict[str, Any]
-    ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """(parameter, gradient, buffer) of every parameter that has a gradient.
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """torch's wrapper of `step`, where a hook or a profiler is there to see it.
+
+        It takes longer than the update of a small model.
+        """
+        watched = Optimizer.profile_hook_step(func)
+
+        @functools.wraps(func)
+        def step(self: "SGD", *args: Any, **kwargs: Any) -> Any:
+            is_watched = (
+                self._optimizer_step_pre_hooks
+                or self._optimizer_step_post_hooks
+                or torch_optimizer._global_optimizer_pre_hooks
+                or torch_optimizer._global_optimizer_post_hooks
+                or torch_.autograd._profiler_enabled()
+            )
+            return (watched if is_watched else func)(self, *args, **kwargs)
+
+        return step
+
+    def _apply(self, group: dict[str, Any], updates: list[Update]) -> None:
+        options = {name: group[name] for name in _RULE_OPTIONS}
+        options["lr"] = _as_scalar(group["lr"])
+        if _are_independent(updates, group):
+            if group["fused"]:
+                updates = _apply_fused(updates, options)
+            if group["foreach"] is not False:
+                return _apply_in_blocks(updates, options)
+        for param, grad, old_buf in updates:
+            buf = sgd_update(param, grad, old_buf, **options)
+            if old_buf is None and group["momentum"] != 0:
+                self.state[param]["momentum_buffer"] = buf
+                if group["dampening"] != 0:
+                    self._note_whether_blank(param, grad, group["lr"])
+
+    def _collect(self, group: dict[str, Any]) -> list[Update]:
+        """What is to be updated: every parameter that has a gradient.
 
         All buffers are looked up before the first update, as in torch: a parameter
         listed twice finds no buffer twice.
         """
-        updates = []
+        updates: list[Update] = []
+        has_decay, has_momentum = group["weight_decay"] != 0, group["momentum"] != 0
         for i, param in enumerate(group["params"]):
             grad = param.grad
             if grad is None:
                 continue
-            if grad.is_sparse and group["weight_decay"] != 0:
+            if has_decay and grad.is_sparse:
                 raise RuntimeError(
                     f"parameter {i} has a sparse gradient: weight decay would make it "
                     "dense; put the parameter into a group with weight_decay=0"
                 )
             buf = None
             # Without momentum the state stays untouched: a look-up would create it.
-            if group["momentum"] != 0 and param not in self._blank:
+            if has_momentum and param not in self._blank:
                 buf = self.state[param].get("momentum_buffer")
             updates.append((param, grad, buf))
         return updates
@@ -261,6 +343,103 @@ _RULE_OPTIONS = (
     "nesterov",
     "maximize",
 )
+
+
+def _are_independent(updates: list[Update], group: dict[str, Any]) -> bool:
+    """Whether nothing but the numbers depends on how these updates are grouped.
+
+    It does where parameters share memory, where buffers are still to be made, and where
+    gradients flow through the update. Elsewhere than on the CPU it was not tested.
+    """
+    enough = GRAIN if group["fused"] else BLOCK
+    if not updates or (len(updates) == 1 and updates[0][0].numel() <= enough):
+        return False  # nothing to gain
+    if group["differentiable"] or torch.compiler.is_compiling():
+        return False
+    params, grads, bufs = zip(*updates, strict=True)
+    tensors = grads if group["momentum"] == 0 else grads + bufs
+    return (
+        {*map(type, tensors)} == {Tensor}
+        and {tensor.dtype for tensor in tensors} in EXACT
+        and all([grad.is_cpu for grad in grads])
+        and not any([grad.is_sparse for grad in grads])
+        and len({p.untyped_storage().data_ptr() for p in params}) == len(params)
+        and not any(
+            isinstance(group[name], Tensor) and group[name].requires_grad
+            for name in ("lr", "weight_decay")
+        )
+    )
+
+
+def _apply_in_blocks(updates: list[Update], options: dict[str, Any]) -> None:
+    """Apply the rule to small tensors together, and to large ones part by part."""
+    if sum([param.numel() for param, _, _ in updates]) <= BLOCK:
+        return _apply_together(updates, options)
+    block: list[Update] = []
+    room = BLOCK
+    for update in _cut(updates, options):
+        room -= update[0].numel()
+        if block and room < 0:
+            _apply_together(block, options)
+            block, room = [], BLOCK - update[0].numel()
+        block.append(update)
+    return _apply_together(block, options)
+
+
+def _cut(updates: list[Update], options: dict[str, Any]) -> Iterator[Update]:
+    """The updates, or parts of those that the rule would pass over more than once."""
+    is_one_pass = not any(options[x] for x in ("momentum", "weight_decay", "maximize"))
+    for update in updates:
+        if is_one_pass or update[0].numel() <= BLOCK or not _is_one_run(update):
+            yield update
+        else:
+            yield from zip(
+                *(
+                    itertools.repeat(None) if t is None else t.view(-1).split(BLOCK)
+                    for t in update
+                ),
+                strict=False,
+            )
+
+
+def _apply_together(block: list[Update], options: dict[str, Any]) -> None:
+    if len(block) == 1:
+        sgd_update(*block[0], **options)
+    elif block:
+        params, grads, bufs = (
+            cast(Any, Tensors(ts)) for ts in zip(*block, strict=True)
+        )
+        sgd_update(params, grads, bufs if options["momentum"] else None, **options)
+
+
+def _apply_fused(updates: list[Update], options: dict[str, Any]) -> list[Update]:
+    """Apply the rule by torch's fused kernel where that pays; the updates left over."""
+    large, rest = [], []
+    for update in updates:
+        is_large = update[0].numel() > GRAIN and _is_one_run(update)
+        (large if is_large else rest).append(update)
+    if large:
+        params, grads, bufs = map(list, zip(*large, strict=True))
+        torch_._fused_sgd_(
+            params,
+            grads,
+            bufs if options["momentum"] else [],
+            lr=float(options["lr"]),
+            weight_decay=float(options["weight_decay"]),
+            momentum=options["momentum"],
+            dampening=options["dampening"],
+            nesterov=options["nesterov"],
+            maximize=options["maximize"],
+            is_first_step=False,
+        )
+    return rest
+
+
+def _is_one_run(update: Update) -> bool:
+    """Whether its tensors are float32 or float64 and lie in memory without gaps."""
+    tensors = [tensor for tensor in update if tensor is not None]
+    dtypes = {tensor.dtype for tensor in tensors}
+    return dtypes in EXACT and all(t.is_contiguous() for t in tensors)
 
 
 def _check_options(options: dict[str, Any]) -> None:
