@@ -346,10 +346,10 @@ _RULE_OPTIONS = (
 
 
 def _are_independent(updates: list[Update], group: dict[str, Any]) -> bool:
-    """Whether nothing but the numbers depends on how these updates are grouped.
+    """Whether these updates may be grouped at will, for the same bits.
 
-    It does where parameters share memory, where buffers are still to be made, and where
-    gradients flow through the update. Elsewhere than on the CPU it was not tested.
+    Not so where parameters share memory, where buffers are still to be made, or where
+    gradients flow through the update; away from the CPU it has not been tested.
     """
     enough = GRAIN if group["fused"] else BLOCK
     if not updates or (len(updates) == 1 and updates[0][0].numel() <= enough):
@@ -357,13 +357,17 @@ def _are_independent(updates: list[Update], group: dict[str, Any]) -> bool:
     if group["differentiable"] or torch.compiler.is_compiling():
         return False
     params, grads, bufs = zip(*updates, strict=True)
+    if group["momentum"] != 0 or group["weight_decay"] != 0:
+        # The rule reads what it writes: without these it adds, one after the other.
+        storages = {param.untyped_storage().data_ptr() for param in params}
+        if len(storages) < len(params):
+            return False
     tensors = grads if group["momentum"] == 0 else grads + bufs
     return (
         {*map(type, tensors)} == {Tensor}
         and {tensor.dtype for tensor in tensors} in EXACT
         and all([grad.is_cpu for grad in grads])
         and not any([grad.is_sparse for grad in grads])
-        and len({p.untyped_storage().data_ptr() for p in params}) == len(params)
         and not any(
             isinstance(group[name], Tensor) and group[name].requires_grad
             for name in ("lr", "weight_decay")
