@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-ROW = 512
+ROW = 2048
 SMALL = 2**18
 
 
@@ -17,7 +17,7 @@ def length(tensor: Tensor) -> Tensor:
     On the CPU torch's norm adds up the squares of a whole float32 tensor one after the
     other: of a million elements it is off by 1e-5, of 25 million by 1e-3. Its sum adds
     pairwise, right to 1e-7 and faster, but needs a copy: that is for small tensors. Of
-    large ones the norms of rows of 512 are as right.
+    large ones the norms of rows of 2048 are as right.
 
     >>> length(torch.tensor([3.0, 4.0]))
     tensor(5.)
@@ -35,9 +35,10 @@ def length(tensor: Tensor) -> Tensor:
     flat = tensor.reshape(-1)
     whole = len(flat) // ROW * ROW
     rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1)
-    rest = torch.linalg.vector_norm(flat[whole:])
-    lengths = torch.cat([rows, rest.unsqueeze(0)])
-    return torch.linalg.vector_norm(lengths, dtype=torch.float64).to(rows.dtype)
+    if whole < len(flat):
+        rest = torch.linalg.vector_norm(flat[whole:])
+        rows = torch.cat([rows, rest.unsqueeze(0)])
+    return torch.linalg.vector_norm(rows, dtype=torch.float64).to(rows.dtype)
 
 
 def norm(parts: Sequence[Tensor]) -> Tensor:

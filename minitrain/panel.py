@@ -440,14 +440,14 @@ class Panel:
         names = []
         for tensor in self._tensors():
             known = [self._names.get(tensor, "?")]
-            names += tensor.vector.names if isinstance(tensor, Theta) else known
+            names += tensor.vector.names if type(tensor) is Theta else known
         return names
 
     def _parts(self, values: list[Tensor]) -> list[Tensor]:
         """The part of every parameter in values of the shapes of the tensors."""
         parts = []
         for tensor, value in zip(self._tensors(), values, strict=True):
-            is_vector = isinstance(tensor, Theta)
+            is_vector = type(tensor) is Theta
             parts += tensor.vector.split(value) if is_vector else [value]
         return parts
 

@@ -1,11 +1,13 @@
 """theta and grad L as two vectors: parameters and gradients of a module, laid flat."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+NUM_CHECKED = 8
 
 
 class ParameterVector:
@@ -64,6 +66,7 @@ class ParameterVector:
             torch.utils.swap_tensors(parameter, nn.Parameter(view))
         self._addresses = [p.data_ptr() for p in self._parameters]
 
+        self._next_checked = 0
         self.theta = Theta(flat)
         self.theta.vector = self
         self.zero_grad()
@@ -96,7 +99,7 @@ class ParameterVector:
 
         Raises RuntimeError where a parameter itself is no longer a view of theta.
         """
-        self._check_parameters()
+        self._check_parameters(range(len(self._parameters)))
         self._grad.zero_()
         self.theta.grad = self._grad
         for parameter, view in zip(self._parameters, self._grad_views, strict=True):
@@ -106,25 +109,33 @@ class ParameterVector:
     def check(self) -> None:
         """Make sure that the module still lives in theta, and grad L in theta.grad.
 
+        Of many parameters `NUM_CHECKED` are looked at in each call, in turn: what
+        happens to a whole module is noticed at once, what happens to a single one of a
+        thousand parameters some calls later.
+
         Raises RuntimeError with the parameter's name where one was moved, cast or
         replaced, or where its gradient is no view of theta.grad any more.
         """
-        self._check_parameters()
         if self.theta.grad is not self._grad:
             raise RuntimeError(
                 "theta.grad was replaced, so gradients no longer reach it: reset them "
                 "by ParameterVector.zero_grad(), which keeps it in place"
             )
-        for i, parameter in enumerate(self._parameters):
-            if parameter.grad is not self._grad_views[i]:
+        first = self._next_checked
+        last = min(first + NUM_CHECKED, len(self._parameters))
+        self._next_checked = last % len(self._parameters)
+        self._check_parameters(range(first, last))
+        for i in range(first, last):
+            if self._parameters[i].grad is not self._grad_views[i]:
                 raise RuntimeError(
                     f"the gradient of {self.names[i]} is no longer a part of "
                     "theta.grad (module.zero_grad() cuts it off): reset gradients by "
                     "ParameterVector.zero_grad() or minitrain.SGD.zero_grad()"
                 )
 
-    def _check_parameters(self) -> None:
-        for i, (owner, attribute) in enumerate(self._places):
+    def _check_parameters(self, numbers: Iterable[int]) -> None:
+        for i in numbers:
+            owner, attribute = self._places[i]
             parameter = self._parameters[i]
             if (
                 owner._parameters.get(attribute) is not parameter

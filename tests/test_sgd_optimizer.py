@@ -487,7 +487,10 @@ def test_step_that_overflows_is_skipped(flags):
     """torch's fused SGD then takes uninitialised memory for a buffer: D1, trap 17."""
     ours, theirs = list(scaled_run(SGD, **flags)), list(scaled_run(TorchSGD))
     for mine, reference in zip(ours, theirs, strict=True):
-        assert unequal(mine, reference) == []
+        if flags.get("fused"):  # it rounds in other places
+            torch.testing.assert_close(mine, reference)
+        else:
+            assert unequal(mine, reference) == []
     assert_all(ours[0]["parameter 0"], 1)
     assert "momentum_buffer 0" not in ours[0]
     assert unequal(ours[4], ours[3]) == ["gradient 0"]

@@ -1,0 +1,180 @@
+"""Faster ways of applying an update rule: to many tensors together, or in blocks.
+
+The rule stays the one that is written in `minitrain.sgd`: it is called with several
+small tensors as if they were one, or with one part of a large tensor after the other,
+and gives the same bits. Only torch's fused kernel is another one.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+# With what torch's type stubs leave out.
+torch_: Any = torch
+
+Update: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
+"""What the rule is applied to: parameter, gradient, momentum buffer."""
+
+Rule: TypeAlias = Callable[..., Any]
+"""rule(param, grad, buf, **options), in place: see `minitrain.sgd.sgd_update`."""
+
+BLOCK = 2**20
+"""Elements that the rule passes over several times before it goes on: parameters,
+gradients and buffers, 12 MB of float32, are then read from memory once."""
+
+EXACT = [
+    {(Tensor, dtype, torch.strided, True)} for dtype in (torch.float32, torch.float64)
+]
+"""Type, dtype, layout and is_cpu of tensors whose elements round alike wherever they
+stand; away from the CPU it has not been tested."""
+
+
+class Tensors:
+    """Several tensors as one, with the methods that `sgd_update` calls.
+
+    One call then updates them all: a thousand small ones in a quarter of the time.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tensors
+
+    def __neg__(self) -> "Tensors":
+        return Tensors(torch_._foreach_neg(self.tensors))
+
+    def add(self, other: "Tensors", *, alpha: float) -> "Tensors":
+        return Tensors(torch_._foreach_add(self.tensors, other.tensors, alpha=alpha))
+
+    def add_(self, other: "Tensors", *, alpha: float) -> "Tensors":
+        torch_._foreach_add_(self.tensors, other.tensors, alpha=alpha)
+        return self
+
+    def mul_(self, factor: float) -> "Tensors":
+        # A tensor of their dtype rounds as a number does, and is four times as fast.
+        scalar = torch.tensor(factor, dtype=self.tensors[0].dtype)
+        torch_._foreach_mul_(self.tensors, scalar)
+        return self
+
+
+def apply_grouped(
+    rule: Rule, updates: list[Update], options: dict[str, Any], group: dict[str, Any]
+) -> list[Update]:
+    """Apply a rule where grouping pays, as the group's flags ask; returns the others.
+
+    `options` are the rule's keyword arguments, `group` the optimizer's group with its
+    flags `foreach`, `fused` and `differentiable`.
+    """
+    if not _are_independent(updates, options, group):
+        return updates
+    if group["fused"] and not _is_one_pass(options):
+        updates = _apply_fused(updates, options)
+    if group["foreach"] is False:
+        return updates
+    _apply_in_blocks(rule, updates, options)
+    return []
+
+
+def _are_independent(
+    updates: list[Update], options: dict[str, Any], group: dict[str, Any]
+) -> bool:
+    """Whether these updates may be grouped at will, for the same bits.
+
+    Not so where parameters share memory, where buffers are still to be made, or where
+    gradients flow through the update.
+    """
+    if not updates or group["differentiable"] or torch.compiler.is_compiling():
+        return False
+    is_small = len(updates) == 1 and updates[0][0].numel() <= BLOCK
+    if is_small and (not group["fused"] or _is_one_pass(options)):
+        return False  # nothing to gain
+    params, grads, bufs = zip(*updates, strict=True)
+    if options["momentum"] and any([buf is None for buf in bufs]):
+        return False
+    tensors = grads + bufs if options["momentum"] else grads
+    if {(type(t), t.dtype, t.layout, t.is_cpu) for t in tensors} not in EXACT:
+        return False
+    numbers = (options["lr"], options["weight_decay"])
+    if any(isinstance(x, Tensor) and x.requires_grad for x in numbers):
+        return False
+    # The rule reads what it writes, unless it only adds, one after the other.
+    storages = {param.untyped_storage().data_ptr() for param in params}
+    return _is_one_pass(options) or len(storages) == len(params)
+
+
+def _is_one_pass(options: dict[str, Any]) -> bool:
+    """Whether the rule is theta <- theta - lr * g alone, which reads memory once."""
+    return not any(options[name] for name in ("momentum", "weight_decay", "maximize"))
+
+
+def _apply_in_blocks(
+    rule: Rule, updates: list[Update], options: dict[str, Any]
+) -> None:
+    """Apply the rule to small tensors together, and to large ones part by part."""
+    if sum([param.numel() for param, _, _ in updates]) <= BLOCK:
+        return _apply_together(rule, updates, options)
+    block: list[Update] = []
+    room = BLOCK
+    for update in _cut(updates, options):
+        room -= update[0].numel()
+        if block and room < 0:
+            _apply_together(rule, block, options)
+            block, room = [], BLOCK - update[0].numel()
+        block.append(update)
+    return _apply_together(rule, block, options)
+
+
+def _cut(updates: list[Update], options: dict[str, Any]) -> Iterator[Update]:
+    """The updates, or parts of those that the rule would pass over more than once."""
+    is_one_pass = _is_one_pass(options)
+    for update in updates:
+        if is_one_pass or update[0].numel() <= BLOCK or not _is_one_run(update):
+            yield update
+        else:
+            yield from zip(
+                *(
+                    itertools.repeat(None) if t is None else t.view(-1).split(BLOCK)
+                    for t in update
+                ),
+                strict=False,
+            )
+
+
+def _apply_together(rule: Rule, block: list[Update], options: dict[str, Any]) -> None:
+    if len(block) == 1:
+        rule(*block[0], **options)
+    elif block:
+        params, grads, bufs = (
+            cast(Any, Tensors(ts)) for ts in zip(*block, strict=True)
+        )
+        rule(params, grads, bufs if options["momentum"] else None, **options)
+
+
+def _apply_fused(updates: list[Update], options: dict[str, Any]) -> list[Update]:
+    """Apply the rule by torch's fused kernel where it can; the updates left over."""
+    runs, rest = [], []
+    for update in updates:
+        (runs if _is_one_run(update) else rest).append(update)
+    if runs:
+        params, grads, bufs = map(list, zip(*runs, strict=True))
+        torch_._fused_sgd_(
+            params,
+            grads,
+            bufs if options["momentum"] else [],
+            lr=float(options["lr"]),
+            weight_decay=float(options["weight_decay"]),
+            momentum=options["momentum"],
+            dampening=options["dampening"],
+            nesterov=options["nesterov"],
+            maximize=options["maximize"],
+            is_first_step=False,
+        )
+    return rest
+
+
+def _is_one_run(update: Update) -> bool:
+    """Whether each of its tensors lies in memory without gaps, in the usual order."""
+    param, grad, buf = update
+    contiguous = param.is_contiguous() and grad.is_contiguous()
+    return contiguous and (buf is None or buf.is_contiguous())
