@@ -98,9 +98,10 @@ def _are_independent(
     numbers = (options["lr"], options["weight_decay"])
     if any(isinstance(x, Tensor) and x.requires_grad for x in numbers):
         return False
-    # The rule reads what it writes, unless it only adds, one after the other.
+    if _is_one_pass(options):
+        return True  # additions to shared memory: one after the other, as without
     storages = {param.untyped_storage().data_ptr() for param in params}
-    return _is_one_pass(options) or len(storages) == len(params)
+    return len(storages) == len(params)
 
 
 def _is_one_pass(options: dict[str, Any]) -> bool:
