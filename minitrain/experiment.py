@@ -80,10 +80,10 @@ def run(
                 total=parts.num_steps, desc=dataset.name, unit="step", disable=None
             ) as bar,
         ):
-            saver = Saver(config, folder, model, optimizer, summary)
+            saver = Saver(config, folder, model, optimizer, summary, start)
             if start is None:
                 board.sync()
-                saver.save(is_last=False)
+                saver.save(must_succeed=True)
             bar.update(summary.steps)
             names = [name for name, _ in model.named_parameters()]
             num_samples, epoch_seconds = 0, 0.0
@@ -108,9 +108,8 @@ def run(
                 is_due = step.number % config.checkpoint.every == 0
                 if is_due or step.ends_epoch or stop.received:
                     board.sync()
-                    saver.save(
-                        is_last=step.number == parts.num_steps or bool(stop.received)
-                    )
+                    is_last = step.number == parts.num_steps or bool(stop.received)
+                    saver.save(must_succeed=is_last)
                 if stop.received:
                     raise Stopped(stop.received)
             mistakes = worst_mistakes(
@@ -212,8 +211,8 @@ def build_model(settings: ModelSettings) -> nn.Module:
     if settings.name == "softmax":
         return models.SoftmaxRegression()
     if settings.name == "mlp":
-        return models.MLP(hidden=settings.hidden)
-    return models.CNN()
+        return models.MLP(hidden=settings.hidden, dropout=settings.dropout)
+    return models.CNN(dropout=settings.dropout)
 
 
 def learning_rate(config: Config, num_steps: int) -> Callable[[int], float]:

@@ -1,16 +1,26 @@
 """Saving a run while it goes on, and continuing it from what was saved."""
 
 import json
+import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minitrain import checkpoint
 from minitrain.config import Config, changes, from_toml, to_toml
-from minitrain.errors import NotFiniteError, SettingsError, StorageError
+from minitrain.errors import (
+    CheckpointError,
+    NotFiniteError,
+    SettingsError,
+    StorageError,
+)
 from minitrain.report import Summary, say
+
+MACHINE = ("device:", "threads:", "python:", "torch:")
+"""Changes that may show in the last bits alone."""
 
 
 class Saver:
@@ -23,15 +33,17 @@ class Saver:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         summary: Summary,
+        last_saved: int | None = None,
     ) -> None:
         self.config, self.folder, self.summary = config, folder, summary
         self.model, self.optimizer = model, optimizer
-        self.num_failures = 0
+        self.num_failures, self.last_saved = 0, last_saved
 
-    def save(self, is_last: bool) -> None:
+    def save(self, must_succeed: bool) -> None:
         """Save the state after `summary.steps` updates, and say so once it is durable.
 
-        Raises StorageError where it fails for the third time in a row, or at the end.
+        Raises StorageError where it fails for the third time in a row, or fails where
+        it must succeed, as at the start and at the end.
         """
         folder, step = self.folder / "checkpoints", self.summary.steps
         if any(not p.isfinite().all() for p in self.model.parameters()):
@@ -44,23 +56,34 @@ class Saver:
             "summary": asdict(self.summary),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
+            "random": random_states(self.model),
         }
         try:
             path = checkpoint.save(folder, step, state)
         except OSError as error:
             self.num_failures += 1
             reason = f"checkpoint of step {step} failed: {error}"
-            if is_last or self.num_failures == 3:
-                raise StorageError(
-                    f"{reason}. Earlier checkpoints in {folder} are intact; make room "
-                    f"and continue with --run-dir {self.folder} --resume"
-                ) from None
+            with suppress(OSError):
+                reason += f" ({shutil.disk_usage(self.folder).free} bytes are free)"
+            if must_succeed or self.num_failures == 3:
+                raise StorageError(f"{reason}.\n{self._what_is_safe()}") from None
             say(f"warning: {reason}; training goes on")
             return
-        self.num_failures = 0
+        self.num_failures, self.last_saved = 0, step
         say(f"saved checkpoint step={step} path={path}")
-        checkpoint.rotate(folder, self.config.checkpoint.keep, self.summary.best_step)
+        try:
+            keep = self.config.checkpoint.keep
+            checkpoint.rotate(folder, keep, self.summary.best_step)
+        except OSError as error:
+            say(f"warning: an old checkpoint was not removed: {error}")
+
+    def _what_is_safe(self) -> str:
+        if self.last_saved is None:
+            return "Nothing was trained yet. Make room, or give another --run-dir."
+        return (
+            f"The checkpoint of step {self.last_saved} is safe. Make room, and "
+            f"continue with --run-dir {self.folder} --resume"
+        )
 
 
 def restore(
@@ -72,8 +95,8 @@ def restore(
 ) -> int | None:
     """Restore the newest intact checkpoint; its step, or None where there is none.
 
-    Raises CheckpointError where all are damaged, SettingsError where settings that
-    change the result differ and this was not allowed.
+    Raises CheckpointError where all are damaged or the newest does not fit the model,
+    SettingsError where settings that change the result differ and this was not allowed.
     """
     for stray in folder.rglob(f".*.{'[0-9a-f]' * 16}.part"):
         stray.unlink()  # a file that a kill left unfinished; TensorBoard would read it
@@ -83,31 +106,68 @@ def restore(
         return None
     for fault in faults:
         say(f"{fault}; using step={found.step}")
-    old = from_toml(found.state["settings"])
-    free, bound = changes(old, config)
+    free, bound = changes(from_toml(found.state["settings"]), config)
     if bound and not config.allow_changes:
         raise SettingsError(
             "these settings change the result, and cannot change in a resumed run "
             "unless by --allow-changes:\n  " + "\n  ".join(bound)
         )
+    before, versions = found.state["summary"], summary.versions
+    free += [
+        f"{name}: {before['versions'].get(name)} -> {version}"
+        for name, version in versions.items()
+        if before["versions"].get(name) != version
+    ]
     for change in free + bound:
         say(f"changed {change}")
-    model.load_state_dict(found.state["model"])
-    optimizer.load_state_dict(found.state["optimizer"])
+    if any(change.startswith(MACHINE) for change in free):
+        say("warning: the last bits may differ from those of the undisturbed run")
+    try:
+        model.load_state_dict(found.state["model"])
+        optimizer.load_state_dict(found.state["optimizer"])
+    except (RuntimeError, ValueError):
+        raise CheckpointError(
+            f"{found.path} does not fit the model that the settings describe"
+        ) from None
     for group in optimizer.param_groups:
         # The schedule sets lr, and after the last step it is that of the last step.
         group.update(config.optimizer.model_dump(exclude={"lr"}))
-    torch.set_rng_state(found.state["random"])
-    for name, value in found.state["summary"].items():
+    set_random_states(model, found.state["random"])
+    for name, value in before.items():
         setattr(summary, name, value)
+    summary.versions = versions
     say(f"resumed step={found.step} path={found.path}")
     return found.step
+
+
+def random_states(model: nn.Module) -> dict[str, Tensor]:
+    """The states of the generators that training draws from, as dropout does.
+
+    The CPU's, and that of the accelerator where the model is on one.
+    """
+    states, device = {"cpu": torch.get_rng_state()}, next(model.parameters()).device
+    if device.type != "cpu":
+        which = [] if device.type == "mps" else [device]  # of mps there is but one
+        states[device.type] = torch.get_device_module(device).get_rng_state(*which)
+    return states
+
+
+def set_random_states(model: nn.Module, states: dict[str, Tensor]) -> None:
+    """Restore what `random_states` found.
+
+    On another device than before, its generator starts from the seed.
+    """
+    torch.set_rng_state(states["cpu"])
+    device = next(model.parameters()).device
+    if device.type != "cpu" and device.type in states:
+        which = [] if device.type == "mps" else [device]
+        torch.get_device_module(device).set_rng_state(states[device.type], *which)
 
 
 def finished_summary(folder: Path) -> Summary | None:
     """The summary of a run that came to its end, though perhaps not to its last one."""
     try:
         summary = Summary(**json.loads((folder / "summary.json").read_text()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):  # absent, or not written by this version
         return None
     return summary if summary.status == "finished" else None

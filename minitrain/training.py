@@ -105,7 +105,8 @@ def train(
             optimized = [p for g in optimizer.param_groups for p in g["params"]]
             norm = grad_norm([p.grad for p in optimized if p.grad is not None])
             number += 1
-            if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+            both = torch.stack((loss.reshape(()), norm)).tolist()  # one device sync
+            if not all(map(math.isfinite, both)):
                 raise NotFiniteError(_not_finite(model, optimizer, number, loss, norm))
             is_last = ends_epoch and epoch == epochs
             measured = number == 1 or number % measure_every == 0 or is_last
