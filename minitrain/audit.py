@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from minitrain.randomness import RandomStates
+
 LossOf = Callable[[], Tensor]
 
 
@@ -29,7 +31,8 @@ class Replay:
     ) -> None:
         self._model, self._loss_of, self._autocast = model, loss_of, autocast
         self._device = next(model.parameters()).device
-        self._random = self._random_states()
+        self._random = RandomStates(self._device)
+        self._start = self._random.state_dict()
         self.rounding = 0.0
         """The relative difference below which two losses are not told apart: 50 times
         their spacing, or 4 times that of an autocast forward pass. On MNIST the error
@@ -43,13 +46,13 @@ class Replay:
     @contextmanager
     def untouched(self) -> Iterator[None]:
         """Put random states and buffers back, whatever happens to them inside."""
-        random = self._random_states()
+        random = self._random.state_dict()
         buffers = [(b, b.detach().clone()) for b in self._model.buffers()]
         try:
-            self._set_random_states(self._random)
+            self._random.load_state_dict(self._start)
             yield
         finally:
-            self._set_random_states(random)
+            self._random.load_state_dict(random)
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
@@ -64,19 +67,6 @@ class Replay:
             loss = self._loss_of()
         self.rounding = 4 * torch.finfo(self._autocast).eps
         return loss
-
-    def _random_states(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
-        if self._device.type != "cpu":
-            generators = torch.get_device_module(self._device)
-            states.append(generators.get_rng_state(self._device))
-        return states
-
-    def _set_random_states(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        if self._device.type != "cpu":
-            generators = torch.get_device_module(self._device)
-            generators.set_rng_state(states[1], self._device)
 
 
 class StepAudit(NamedTuple):

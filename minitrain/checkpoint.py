@@ -18,7 +18,7 @@ import torch
 from minitrain.errors import CheckpointError
 from minitrain.storage import replacing
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d{8,})\.([0-9a-f]{64})\.pt")
 
 

@@ -7,7 +7,9 @@ the defaults below. Nothing here imports torch: a wrong setting is told at once.
 import difflib
 import functools
 import re
+import stat
 import tomllib
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 import tyro
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -25,7 +28,22 @@ from pydantic import (
 
 from minitrain.errors import SettingsError
 
+MAX_BYTES = 1_000_000
+"""Of a settings file: more than any has, and less than anybody has to wait for."""
+
+
+def _printable(path: Path) -> Path:
+    """Refuse control characters, which act on a terminal, and bytes that are no text.
+
+    Raises ValueError with the name, escaped.
+    """
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in str(path)):
+        raise ValueError(f"{str(path)!r} has characters that cannot be printed")
+    return path
+
+
 Width = Annotated[int, Field(ge=1, le=65_536)]
+PrintablePath = Annotated[Path, Field(strict=False), AfterValidator(_printable)]
 
 
 class Settings(BaseModel):
@@ -51,7 +69,7 @@ class DataSettings(Settings):
 
     name: Literal["auto", "mnist", "fashion-mnist", "digits"] = "auto"
     """Data set. auto: MNIST, or else `digits`, drawn here, if MNIST cannot be had."""
-    root: Annotated[Path | None, Field(strict=False)] = None
+    root: PrintablePath | None = None
     """Folder of the data sets; by default $MINITRAIN_DATA, or else a cache folder."""
     batch_size: Annotated[int, Field(ge=1, le=60_000)] = 64
     """Samples in a batch; every data set here has 60 000 to train on."""
@@ -65,6 +83,8 @@ class ModelSettings(Settings):
     cnn is the most accurate, the fast-cnn nearly so in a tenth of the time."""
     hidden: Annotated[tuple[Width, ...], Field(strict=False)] = (128,)
     """Width of each hidden layer of the mlp."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that a hidden unit is left out of a training step; mlp and cnn."""
 
 
 class LossSettings(Settings):
@@ -154,7 +174,7 @@ class Config(Settings):
     override. Without arguments a multilayer perceptron is trained on MNIST.
     """
 
-    run_dir: Annotated[Path | None, Field(strict=False)] = None
+    run_dir: PrintablePath | None = None
     """Folder of this run; by default a fresh one under runs/."""
     resume: bool = False
     """Continue the run in run-dir from its newest intact checkpoint."""
@@ -238,17 +258,25 @@ def read(path: Path) -> Config:
     Raises SettingsError where it cannot be read, is no TOML, or has a bad setting.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
+            raise SettingsError(f"cannot read {path}: it is not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise SettingsError(
+                f"cannot read {path}: {status.st_size} bytes are more than settings "
+                f"have, at most {MAX_BYTES}"
+            )
+        data = path.read_bytes()
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}") from None
     try:
-        return from_toml(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}") from None
+        return from_toml(data.decode())
     except SettingsError as error:
         raise SettingsError(f"in {path}: {error}") from None
+    except ValueError as error:  # no TOML, no UTF-8, or a number of 5000 digits
+        raise SettingsError(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise SettingsError(f"{path} is not valid TOML: nested too deeply") from None
 
 
 def from_toml(text: str) -> Config:

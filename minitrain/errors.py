@@ -4,6 +4,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from io import TextIOWrapper
+from typing import TextIO
 
 
 class MinitrainError(Exception):
@@ -56,27 +59,60 @@ class Stopped(BaseException):
         self.number = number
 
 
+# Control characters, which act on a terminal, as what stands for them in Python.
+_ESCAPES = {
+    code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32), *range(127, 160))
+}
+
+
+def warn(line: str) -> None:
+    """Print a line on standard error, if it can be."""
+    with suppress(OSError):
+        print(line.translate(_ESCAPES), file=sys.stderr)
+
+
 def exit_code(main: Callable[[], int]) -> int:
     """Run a script; an error for people is printed, and its exit code returned.
 
     With `--debug` on the command line it is raised instead, with its traceback.
     """
+    _open_streams()
     try:
         return main()
     except MinitrainError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        warn(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:  # whoever reads the output, `head` perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"error: reading or writing failed: {error}", file=sys.stderr)
+        warn(f"error: reading or writing failed: {error}")
         return StorageError.exit_code
     except Stopped as stopped:
         return 128 + stopped.number
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                discard(stream)  # Python itself would fail over it once more
+
+
+def _open_streams() -> None:
+    """Print to closed streams in vain, and to others in any encoding: never fail."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def discard(stream: TextIO) -> None:
+    """Let go of what could not be printed, and of all that will be."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

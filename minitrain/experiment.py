@@ -20,6 +20,7 @@ from minitrain.instruments import (
     worst_mistakes,
 )
 from minitrain.panel import Cadence, Panel
+from minitrain.randomness import RandomStates
 from minitrain.report import (
     Summary,
     dashboard,
@@ -91,10 +92,10 @@ def run(
                 total=parts.num_steps, desc=dataset.name, unit="step", disable=None
             ) as bar,
         ):
-            saver = Saver(config, folder, parts.state, summary)
+            saver = Saver(config, folder, parts.state, summary, start)
             if start is None:
                 board.sync()
-                saver.save(is_last=False)
+                saver.save(must_succeed=True)
             bar.update(summary.steps)
             names = [name for name, _ in model.named_parameters()]
             num_samples, epoch_seconds = 0, 0.0
@@ -122,9 +123,8 @@ def run(
                 is_due = step.number % config.checkpoint.every == 0
                 if is_due or step.ends_epoch or stop.received:
                     board.sync()
-                    saver.save(
-                        is_last=step.number == parts.num_steps or bool(stop.received)
-                    )
+                    is_last = step.number == parts.num_steps or bool(stop.received)
+                    saver.save(must_succeed=is_last)
                 if stop.received:
                     raise Stopped(stop.received)
             _draw(parts, board, summary.steps)
@@ -148,8 +148,13 @@ class Parts(NamedTuple):
 
     @property
     def state(self) -> dict[str, Stateful]:
-        """What a checkpoint has to hold besides the settings and random states."""
-        named = {"model": self.model, "optimizer": self.optimizer, "panel": self.panel}
+        """What a checkpoint has to hold besides settings and summary."""
+        named = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "panel": self.panel,
+            "random": RandomStates(self.batches.inputs.device),
+        }
         return {name: part for name, part in named.items() if part is not None}
 
     def train(self, start: int = 0) -> Iterator[Step]:
@@ -305,8 +310,10 @@ def build_model(settings: ModelSettings) -> nn.Module:
     if settings.name == "softmax":
         return models.SoftmaxRegression()
     if settings.name == "mlp":
-        return models.MLP(hidden=settings.hidden)
-    return models.FastCNN() if settings.name == "fast-cnn" else models.CNN()
+        return models.MLP(hidden=settings.hidden, dropout=settings.dropout)
+    if settings.name == "cnn":
+        return models.CNN(dropout=settings.dropout)
+    return models.FastCNN()
 
 
 def learning_rate(config: Config, num_steps: int) -> Callable[[int], float]:

@@ -2,10 +2,11 @@
 
 import json
 import platform
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minitrain.config import Config, OptimizerSettings, to_toml
-from minitrain.errors import Stopped
+from minitrain.errors import Stopped, discard, warn
 from minitrain.storage import replacing
 from minitrain.tensorboard import Board
 from minitrain.training import Evaluation, Step
@@ -34,6 +35,8 @@ class Summary:
 
     dataset: str
     seed: int
+    run_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Of this run alone, and kept when it is resumed."""
     status: str = "running"
     steps: int = 0
     epochs: int = 0
@@ -110,8 +113,11 @@ def recording(
     finally:
         summary.fingerprint = fingerprint()
         summary.total_seconds = time.perf_counter() - started
-        with replacing(folder / "summary.json") as file:
-            file.write(json.dumps(asdict(summary), indent=2).encode() + b"\n")
+        try:
+            with replacing(folder / "summary.json") as file:
+                file.write(json.dumps(asdict(summary), indent=2).encode() + b"\n")
+        except OSError as error:  # the checkpoints tell as much; how it ended counts
+            warn(f"warning: no summary of this end was written: {error}")
 
 
 @contextmanager
@@ -187,6 +193,9 @@ def result(summary: Summary, folder: Path) -> str:
 
 def say(line: str) -> None:
     """Print a line above the progress bar; a reader who has left stops no training."""
-    with suppress(OSError):
+    try:
         tqdm.write(line)
         sys.stdout.flush()  # into a pipe, too: "saved" is told when it is true
+    except OSError as error:
+        discard(sys.stdout)
+        warn(f"warning: no more lines can be printed: {error}; training goes on")

@@ -1,17 +1,25 @@
 """Saving a run while it goes on, and continuing it from what was saved."""
 
 import json
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from minitrain import checkpoint
 from minitrain.config import Config, changes, from_toml, to_toml
-from minitrain.errors import NotFiniteError, SettingsError, StorageError
+from minitrain.errors import (
+    CheckpointError,
+    NotFiniteError,
+    SettingsError,
+    StorageError,
+)
 from minitrain.report import Summary, say
+
+MACHINE = ("device:", "threads:", "python:", "torch:")
+"""Changes that may show in the last bits alone."""
 
 
 class Stateful(Protocol):
@@ -30,15 +38,17 @@ class Saver:
         folder: Path,
         parts: Mapping[str, Stateful],
         summary: Summary,
+        last_saved: int | None = None,
     ) -> None:
         self.config, self.folder, self.summary = config, folder, summary
         self.parts = parts
-        self.num_failures = 0
+        self.num_failures, self.last_saved = 0, last_saved
 
-    def save(self, is_last: bool) -> None:
+    def save(self, must_succeed: bool) -> None:
         """Save the state after `summary.steps` updates, and say so once it is durable.
 
-        Raises StorageError where it fails for the third time in a row, or at the end.
+        Raises StorageError where it fails for the third time in a row, or fails where
+        it must succeed, as at the start and at the end.
         """
         folder, step = self.folder / "checkpoints", self.summary.steps
         state = {name: part.state_dict() for name, part in self.parts.items()}
@@ -50,23 +60,33 @@ class Saver:
         state |= {
             "settings": to_toml(self.config),
             "summary": asdict(self.summary),
-            "random": torch.get_rng_state(),
         }
         try:
             path = checkpoint.save(folder, step, state)
         except OSError as error:
             self.num_failures += 1
             reason = f"checkpoint of step {step} failed: {error}"
-            if is_last or self.num_failures == 3:
-                raise StorageError(
-                    f"{reason}. Earlier checkpoints in {folder} are intact; make room "
-                    f"and continue with --run-dir {self.folder} --resume"
-                ) from None
+            with suppress(OSError):
+                reason += f" ({shutil.disk_usage(self.folder).free} bytes are free)"
+            if must_succeed or self.num_failures == 3:
+                raise StorageError(f"{reason}.\n{self._what_is_safe()}") from None
             say(f"warning: {reason}; training goes on")
             return
-        self.num_failures = 0
+        self.num_failures, self.last_saved = 0, step
         say(f"saved checkpoint step={step} path={path}")
-        checkpoint.rotate(folder, self.config.checkpoint.keep, self.summary.best_step)
+        try:
+            keep = self.config.checkpoint.keep
+            checkpoint.rotate(folder, keep, self.summary.best_step)
+        except OSError as error:
+            say(f"warning: an old checkpoint was not removed: {error}")
+
+    def _what_is_safe(self) -> str:
+        if self.last_saved is None:
+            return "Nothing was trained yet. Make room, or give another --run-dir."
+        return (
+            f"The checkpoint of step {self.last_saved} is safe. Make room, and "
+            f"continue with --run-dir {self.folder} --resume"
+        )
 
 
 def restore(
@@ -76,8 +96,8 @@ def restore(
 
     The settings returned have the cadence of the panel that was measured at the start.
 
-    Raises CheckpointError where all are damaged, SettingsError where settings that
-    change the result differ and this was not allowed.
+    Raises CheckpointError where all are damaged or the newest does not fit the model,
+    SettingsError where settings that change the result differ and this was not allowed.
     """
     for stray in folder.rglob(f".*.{'[0-9a-f]' * 16}.part"):
         stray.unlink()  # a file that a kill left unfinished; TensorBoard would read it
@@ -94,14 +114,27 @@ def restore(
             "these settings change the result, and cannot change in a resumed run "
             "unless by --allow-changes:\n  " + "\n  ".join(bound)
         )
+    before, versions = found.state["summary"], summary.versions
+    free += [
+        f"{name}: {before['versions'].get(name)} -> {version}"
+        for name, version in versions.items()
+        if before["versions"].get(name) != version
+    ]
     for change in free + bound:
         say(f"changed {change}")
-    for name, part in parts.items():
-        if name in found.state:  # the panel may be new
-            part.load_state_dict(found.state[name])
-    torch.set_rng_state(found.state["random"])
-    for name, value in found.state["summary"].items():
+    if any(change.startswith(MACHINE) for change in free):
+        say("warning: the last bits may differ from those of the undisturbed run")
+    try:
+        for name, part in parts.items():
+            if name in found.state:  # the panel may be new
+                part.load_state_dict(found.state[name])
+    except (RuntimeError, ValueError):
+        raise CheckpointError(
+            f"{found.path} does not fit the model that the settings describe"
+        ) from None
+    for name, value in before.items():
         setattr(summary, name, value)
+    summary.versions = versions
     say(f"resumed step={found.step} path={found.path}")
     cadence = {k: v for k, v in config.instruments if v is None}
     cadence = {kind: getattr(old.instruments, kind) for kind in cadence}
@@ -113,6 +146,6 @@ def finished_summary(folder: Path) -> Summary | None:
     """The summary of a run that came to its end, though perhaps not to its last one."""
     try:
         summary = Summary(**json.loads((folder / "summary.json").read_text()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):  # absent, or not written by this version
         return None
     return summary if summary.status == "finished" else None

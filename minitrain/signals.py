@@ -2,11 +2,9 @@
 
 import os
 import signal
-import sys
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
-
-from minitrain.errors import Stopped
 
 SIGNALS = [
     getattr(signal, name)
@@ -18,9 +16,11 @@ SIGNALS = [
 class Stop:
     """Notes a SIGINT, SIGTERM or SIGHUP in place of being killed by it.
 
-    Outside of a `with` block a signal raises `Stopped` at once, wherever the program
-    is; inside it is only noted in `received`, for the loop to ask. A second SIGINT
-    always leaves at once. A SIGHUP ignored from the start, as by nohup, stays ignored.
+    Outside of a `with` block, where there is nothing to save, a signal ends the program
+    at once. An exception would not do: in the midst of an import it may be swallowed,
+    or leave half a module behind. Inside the block a signal is only noted in
+    `received`, for the loop to ask, and a second SIGINT ends the program at once. A
+    SIGHUP ignored from the start, as by nohup, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -46,11 +46,11 @@ class Stop:
         self._deferred = False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
+        is_second = self.received is not None and number == signal.SIGINT
+        if is_second or not self._deferred:
             os._exit(128 + number)
         self.received = signal.Signals(number)
-        if not self._deferred:
-            raise Stopped(self.received)
         hint = "; Ctrl-C again to leave at once" if number == signal.SIGINT else ""
         line = f"\n{self.received.name}: saving after this step{hint}\n"
-        os.write(sys.stderr.fileno(), line.encode())
+        with suppress(OSError):  # the terminal may be what has hung up
+            os.write(2, line.encode())

@@ -5,7 +5,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +23,7 @@ def check_unused(folder: Path | None) -> None:
 
     Raises StorageError where it is a file, RunDirectoryError where it is not empty.
     """
-    if folder is None or not folder.exists():
+    if folder is None or not os.path.exists(folder):  # False for impossible names
         return
     if not folder.is_dir():
         raise StorageError(f"{folder} is a file: a run needs a folder")
@@ -64,25 +64,35 @@ def create_folder(folder: Path | None, name: str) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a run directory; the lock dies with its holder.
 
-    Raises RunDirectoryError where another process holds it.
+    Raises RunDirectoryError where another process holds it, and StorageError where the
+    folder cannot be written to, or the lock is a link: nothing is written through one.
     """
-    with open(folder / "lock", "a+b") as file:
+    path = folder / "lock"
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        file = os.open(path, flags, 0o666)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to the run directory: {error}. Nothing was changed; give "
+            "another one by --run-dir"
+        ) from None
+    try:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                file.seek(0)
-                holder = file.read().decode(errors="replace").strip()
+                holder = os.read(file, 1000).decode(errors="replace")
                 raise RunDirectoryError(
                     f"{folder} is in use by {holder}; nothing was changed"
                 ) from None
-        file.truncate(0)
         now = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
-        file.write(
-            f"process {os.getpid()} on {socket.gethostname()} since {now}".encode()
-        )
-        file.flush()
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {now}"
+        with suppress(OSError):  # on a full disk it is a lock without its holder's name
+            os.ftruncate(file, 0)
+            os.write(file, holder.encode())
         yield
+    finally:
+        os.close(file)
 
 
 @contextmanager
@@ -102,8 +112,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):  # that of a write tells no name
+            error.filename = error.filename or str(path)
         raise
     _sync_folder(path.parent)
 

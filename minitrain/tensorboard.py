@@ -10,7 +10,6 @@ import itertools
 import operator
 import os
 import struct
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary as torch_summary
 
+from minitrain.errors import warn
 from minitrain.storage import replacing
 from minitrain.training import Step
 
@@ -207,10 +207,10 @@ class Board:
             action()
         except OSError as error:
             self._failed = True
-            warning = (
-                f"warning: no more points for TensorBoard: {error}; training goes on"
+            warn(
+                f"warning: no more points for TensorBoard in {self._file.name}: "
+                f"{error}; training goes on"
             )
-            print(warning, file=sys.stderr)
 
 
 def step_scalars(step: Step, names: Sequence[str]) -> dict[str, Tensor | float]:

@@ -121,14 +121,15 @@ def train(
 
                 optimized = [p for g in optimizer.param_groups for p in g["params"]]
                 norm = grad_norm([p.grad for p in optimized if p.grad is not None])
-                if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+                both = torch.stack((loss.reshape(()), norm)).tolist()  # one device sync
+                if not all(map(math.isfinite, both)):
                     raise NotFiniteError(
                         _not_finite(model, optimizer, number, loss, norm)
                     )
                 measured = number == 1 or number % measure_every == 0 or is_last
                 norms = grad_norms(parameters) if measured else None
                 if clip_norm is not None:
-                    watch.clip_factor = min(1.0, clip_norm / (norm.item() + 1e-6))
+                    watch.clip_factor = min(1.0, clip_norm / (both[1] + 1e-6))
                     nn.utils.clip_grads_with_norm_(optimized, clip_norm, norm)
 
                 optimizer.step()

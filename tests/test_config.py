@@ -200,7 +200,12 @@ BAD_FLAGS: dict[str, tuple[str, ...]] = {
     "--device gpu": ("device: 'gpu' is none of auto, cpu", "cuda"),
     "--device cuda:": ("device: 'cuda:' is none of auto, cpu", "cuda"),
     "nowhere.toml": ("cannot read nowhere.toml: No such file",),
-    ".": ("cannot read .: Is a directory",),
+    ".": ("cannot read .: it is not a regular file",),
+    "--model.dropout 1": ("model.dropout = 1.0: must be less than 1",),
+    "--model.dropout -0.1": (f"model.dropout = -0.1: {GREATER} 0",),
+    "--run-dir a\x1b[31m": (r"run-dir: 'a\x1b[31m' has characters that cannot be",),
+    "--run-dir a\udcff": (r"run-dir: 'a\udcff' has characters that cannot be",),
+    "--data.root a\x07": (r"data.root: 'a\x07' has characters that cannot be",),
 }
 
 BAD_FILES: dict[str, tuple[str, ...]] = {
@@ -244,6 +249,12 @@ BAD_FILES: dict[str, tuple[str, ...]] = {
     "epochs = = 1": ("is not valid TOML", "line 1, column 10"),
     "[optimizer": ("is not valid TOML",),
     "device = '\xff'": ("is not valid TOML", "byte 0xff in position 10"),
+    "epochs = " + "9" * 5000: ("is not valid TOML", "4300 digits"),
+    "epochs = " + "[" * 10_000 + "]" * 10_000: ("is not valid TOML", "too deeply"),
+    ".".join("a" * 10_000) + " = 1": ("is not valid TOML", "too deeply"),
+    "[data]\nbatch-size = 1_000_000_000_000": ("must be less than or equal to 60000",),
+    'run-dir = "a\\u001b[2J"': ("run-dir", "characters that cannot be printed"),
+    "\x00": ("is not valid TOML",),
 }
 
 
@@ -310,6 +321,30 @@ def test_bad_files(text: str, main: Callable[..., tuple[object, str]], tmp_path:
     )
     assert [part for part in BAD_FILES[text] if part not in message] == [], message
     assert tree(tmp_path) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX's special files")
+@pytest.mark.parametrize("kind", ["fifo", "/dev/zero", "huge", "folder"])
+def test_what_is_no_settings_file_is_not_waited_for(
+    kind: str, main: Callable[..., tuple[object, str]], tmp_path: Path
+):
+    path = tmp_path / "experiment.toml"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "huge":
+        with path.open("wb") as sparse:
+            sparse.truncate(2**30)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = Path(kind)
+    code, message = main(str(path))
+    rule = "1073741824 bytes are more" if kind == "huge" else "not a regular file"
+    assert code == 2 and f"cannot read {path}: " in message and rule in message
+
+
+def test_names_cannot_act_on_the_terminal(main: Callable[..., tuple[object, str]]):
+    assert main("no\x1b[31m.toml")[1].startswith(r"error: cannot read no\x1b[31m.toml")
 
 
 def test_debug_shows_the_traceback(main: Callable[..., tuple[object, str]]):

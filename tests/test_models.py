@@ -118,6 +118,18 @@ def test_names_in_the_state_dict():
     }
 
 
+@pytest.mark.parametrize("kind", [MLP, CNN])
+def test_dropout_is_there_only_where_it_is_asked_for(kind: type[MLP] | type[CNN]):
+    """Without it the bits of a model and the names of its layers are the usual ones."""
+    images = torch.randn(5, 1, 28, 28)
+    without, certain = kind(), kind(dropout=0.0)
+    assert names_and_shapes(without) == names_and_shapes(certain)
+    model = kind(dropout=0.5)
+    assert not torch.equal(model(images), model(images))
+    assert torch.equal(model.eval()(images), model(images))
+    assert num_parameters(model) == num_parameters(without)
+
+
 def test_softmax_regression_is_linear():
     model, images = SoftmaxRegression(), torch.randn(6, 1, 28, 28)
     torch.testing.assert_close(model(images), linear(images.flatten(1), model.linear))

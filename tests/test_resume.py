@@ -52,6 +52,7 @@ def settings(folder: Path, **others) -> Config:
     """Two epochs of ten steps, with a checkpoint after every third and every epoch."""
     few = {"epochs": 2, "data": {"name": "digits"}, "checkpoint": {"every": 3}}
     few["instruments"] = PANEL
+    few["model"] = {"dropout": 0.3}
     return Config(run_dir=folder, **{**few, **others})
 
 
@@ -79,7 +80,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple
     @functools.cache
     def outcome(model: str = "mlp", every: int = 10) -> tuple:
         folder = tmp_path_factory.mktemp("undisturbed")
-        run = settings(folder, model={"name": model}, log={"every": every})
+        model_settings = {"name": model, "dropout": 0.3}
+        run = settings(folder, model=model_settings, log={"every": every})
         return told(folder, experiment.run(run))
 
     return outcome
@@ -134,7 +136,7 @@ def test_it_ends_as_if_never_interrupted(
     tmp_path, undisturbed, model: str, way: type, on: str, at: int
 ) -> None:
     """In the first step, inside an epoch, and on both sides of each evaluation."""
-    run = functools.partial(settings, tmp_path, model={"name": model})
+    run = functools.partial(settings, tmp_path, model={"name": model, "dropout": 0.3})
     interrupt(run(), way, at, on)
     newest, _ = checkpoint.newest(tmp_path / "checkpoints")
     assert newest is not None
@@ -185,9 +187,11 @@ while finished < 2 or num_kills > 0 or code != 0:  # the first is never killed
     if child == 0:
         often = {"log": {"every": 1}, "checkpoint": {"every": 7}}
         few = {"name": "digits", "batch_size": 10}
+        parts = {"data": few, "model": {"dropout": 0.3}}
         folder = Path(f"run-{finished}")
         often["instruments"] = {"look": 1, "audit": 2, "truth": 5, "noise": 3}
-        experiment.run(Config(run_dir=folder, resume=True, epochs=4, data=few, **often))
+        config = Config(run_dir=folder, resume=True, epochs=4, **parts, **often)
+        experiment.run(config)
         os._exit(0)
     if finished > 0 and num_kills > 0:
         time.sleep(pauses.uniform(0.02, 0.6))
@@ -264,6 +268,9 @@ def test_settings_that_change_the_result_are_bound(
         tmp_path, resume=True, allow_changes=True, epochs=3, optimizer={"lr": 0.01}
     )
     assert experiment.run(allowed).steps == 30
+    narrow = settings(tmp_path, resume=True, allow_changes=True, model={"hidden": (7,)})
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        experiment.run(narrow)
     assert "changed optimizer.lr: 0.05 -> 0.01\n" in capsys.readouterr().out
 
 
@@ -275,6 +282,7 @@ SETTINGS = {
     "bound": """seed=1 precision='bfloat16' clip-norm=1.0 accumulate=2
         data.name='mnist' data.batch-size=32 model.name='cnn' model.hidden=[64]
         loss.label-smoothing=0.1
+        model.dropout=0.5
         optimizer.lr=0.1 optimizer.momentum=0.5 optimizer.dampening=0.5
         optimizer.weight-decay=0.5 optimizer.nesterov=true
         schedule.name='step' schedule.warmup=5""",
@@ -295,6 +303,43 @@ def test_no_setting_is_forgotten() -> None:
     sections = {name for name, value in Config() if isinstance(value, config.Settings)}
     known = {setting.split("=")[0] for setting in CLASSES}
     assert set(config._keys(Config)) == known | sections | {"resume"}
+
+
+def test_what_may_change_the_last_bits_is_told(tmp_path, monkeypatch, capsys) -> None:
+    """And the summary tells the versions that the end was computed with."""
+    monkeypatch.setattr("minitrain.report.version", lambda name: f"{name} 1")
+    interrupt(settings(tmp_path), Stopped, 14)
+    capsys.readouterr()
+    for versions, threads, told in [(1, 1, []), (2, 1, ["torch"]), (2, 2, ["threads"])]:
+        monkeypatch.setattr(
+            "minitrain.report.version", lambda name, v=versions: f"{name} {v}"
+        )
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
+        interrupt(settings(tmp_path, resume=True), Stopped, 15 + threads + versions)
+        out = capsys.readouterr().out
+        assert ("the last bits may differ" in out) == bool(told)
+        assert [line for line in told if f"changed {line}: " in out] == told
+        kept = json.loads((tmp_path / "summary.json").read_text())
+        assert kept["versions"]["torch"] == f"torch {versions}"
+
+
+def test_a_checkpoint_holds_the_run_and_what_it_was_made_with(tmp_path) -> None:
+    interrupt(settings(tmp_path / "a"), Stopped, 4)
+    experiment.run(settings(tmp_path / "a", resume=True))
+    experiment.run(settings(tmp_path / "b"))
+    kept = {
+        folder: [checkpoint.load(path).state["summary"] for path in paths]
+        for folder in "ab"
+        if (paths := checkpoint.listed(tmp_path / folder / "checkpoints"))
+    }
+    first, second = ({s["run_id"] for s in summaries} for summaries in kept.values())
+    assert len(first) == len(second) == 1 and first != second
+    found, _ = checkpoint.newest(tmp_path / "a" / "checkpoints")
+    assert found is not None
+    version = found.state["summary"]["versions"]["torch"]
+    assert torch.__version__.startswith(version)
+    assert "threads = " in found.state["settings"]
+    assert torch.equal(found.state["random"]["cpu"], torch.get_rng_state())
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, capsys) -> None:
@@ -480,10 +525,11 @@ def test_a_second_run_stays_out_of_a_directory_in_use(tmp_path, undisturbed) -> 
     def intrude() -> None:
         before = contents(tmp_path)
         second = settings(tmp_path, resume=True)
-        with pytest.raises(RunDirectoryError, match=f"by process {os.getpid()} on "):
-            experiment.run(second)
-        assert contents(tmp_path) == before
-        assert errors.exit_code(lambda: bool(experiment.run(second))) == 7
+        with torch.random.fork_rng(devices=[]):  # a process of its own has its own
+            with pytest.raises(RunDirectoryError, match=f"process {os.getpid()} on "):
+                experiment.run(second)
+            assert contents(tmp_path) == before
+            assert errors.exit_code(lambda: bool(experiment.run(second))) == 7
 
     with spying(5, intrude):
         summary = experiment.run(settings(tmp_path))
