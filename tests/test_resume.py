@@ -17,15 +17,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from harness import SCRIPT, contents, points
 
-from minitrain import checkpoint, config, data, digits, errors, experiment
+from minitrain import checkpoint, config, errors, experiment
 from minitrain.config import Config, changes, from_toml, parse
 from minitrain.errors import CheckpointError, RunDirectoryError, SettingsError, Stopped
 from minitrain.instruments import fingerprint
 from minitrain.signals import Stop
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
+pytestmark = pytest.mark.usefixtures("few_digits")
 NUM_KILLS = int(os.environ.get("MINITRAIN_NUM_KILLS", 8))
 
 
@@ -33,39 +33,11 @@ class Crash(Exception):
     """Ends a run at once, as a bug does: nothing more is saved."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache whose `digits` are few, for this process and those that it starts."""
-    root = tmp_path_factory.mktemp("data")
-    data.digits(root, num_train=640, num_test=200)
-    (file,) = (root / "minitrain").iterdir()
-    file.rename(file.with_name(f"digits-60000-10000-v{digits.VERSION}.pt"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINITRAIN_DATA", str(root))
-        yield
-
-
 def settings(folder: Path, **others) -> Config:
     """Two epochs of ten steps, with a checkpoint after every third and every epoch."""
     few = {"epochs": 2, "data": {"name": "digits"}, "checkpoint": {"every": 3}}
     few["model"] = {"dropout": 0.3}
     return Config(run_dir=folder, **{**few, **others})
-
-
-def points(folder: Path) -> dict[tuple[str, int], float]:
-    """Every point of every curve, each there once; how fast it was does not count."""
-    events = EventAccumulator(str(folder), {"scalars": 0}).Reload()
-    tags = events.Tags()["scalars"]
-    found = [((t, e.step), e.value) for t in tags for e in events.Scalars(t)]
-    assert len(found) == len(dict(found))
-    texts = {tag: len(events.Tensors(tag)) for tag in events.Tags()["tensors"]}
-    assert len(texts) >= 5 and set(texts.values()) == {1}, "of the first start alone"
-    return {k: 0.0 if k[0].startswith("throughput") else v for k, v in found}
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path: path.read_bytes() for path in files if path.name != "lock"}
 
 
 @pytest.fixture(scope="module")
