@@ -258,17 +258,6 @@ def test_a_disk_that_is_full_costs_neither_checkpoint_nor_result(
     assert verified(tmp_path / "kept" / "checkpoints") >= {40, 50}
 
 
-def test_points_on_a_full_disk_cost_no_training(mounted, tmp_path: Path):
-    told = mounted(f"""
-        mount -t tmpfs -o size=5M none disk
-        (while ! ls disk/run/events.* 2>/dev/null >&2; do sleep 0.01; done
-         ln -s "$(echo disk/run/events.*)" events; exec 3>disk/filler
-         while dd if=/dev/zero bs=4k count=1 >&3 2>/dev/null; do :; done) &
-        {program("--run-dir", "disk/run", "--epochs", 3, "--log.every", 1)}
-    """)
-    assert "exit 0" in told or "exit 5" in told
-
-
 def test_a_disk_that_takes_nothing_is_told_before_the_first_step(mounted):
     told = mounted(f"""
         mount -t tmpfs -o size=64k none disk

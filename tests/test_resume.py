@@ -1,5 +1,6 @@
 """Runs stopped, killed or spoilt at any instant: they end as if nothing had been."""
 
+import errno
 import functools
 import itertools
 import json
@@ -18,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from harness import SCRIPT, contents, points
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from minitrain import checkpoint, config, errors, experiment
 from minitrain.config import Config, changes, from_toml, parse
@@ -303,6 +305,62 @@ def test_a_checkpoint_holds_the_run_and_what_it_was_made_with(tmp_path) -> None:
     assert torch.__version__.startswith(version)
     assert "threads = " in found.state["settings"]
     assert torch.equal(found.state["random"]["cpu"], torch.get_rng_state())
+
+
+def full() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("num_failures", [1, 2, 3])
+def test_a_disk_that_is_full_for_a_while_is_ridden_out(
+    tmp_path, monkeypatch, undisturbed, capsys, num_failures: int
+) -> None:
+    """What was there stays, until the new one is; the third failure is too many."""
+    replace, failing = os.replace, itertools.count(1)
+    folder, kept = tmp_path / "checkpoints", []
+
+    def sometimes(source, target) -> None:
+        if "checkpoints" in str(target):
+            kept.append([path.name[:13] for path in checkpoint.listed(folder)])
+            if 3 <= next(failing) < 3 + num_failures:
+                raise full()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", sometimes)
+    code = errors.exit_code(lambda: int(experiment.run(settings(tmp_path)) is None))
+    out, error = capsys.readouterr()
+    first = ["step-00000000", "step-00000003"]
+    assert kept[2 : 3 + num_failures] == [first] * len(kept[2 : 3 + num_failures])
+    if num_failures < 3:
+        assert code == 0 and out.count("; training goes on\n") == num_failures
+        monkeypatch.setattr(os, "replace", replace)
+    else:
+        assert code == 5 and "The checkpoint of step 3 is safe" in error
+        assert re.search(r"of step 10 failed: .*No space left.*bytes are free", error)
+        monkeypatch.setattr(os, "replace", replace)
+        experiment.run(settings(tmp_path, resume=True))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    outcome = summary["fingerprint"], summary["test_accuracy"], points(tmp_path)
+    assert outcome == undisturbed()
+
+
+def test_points_that_cannot_be_written_cost_no_training(
+    tmp_path, monkeypatch, undisturbed, capsys
+) -> None:
+    class Full(RecordWriter):
+        num = 0
+
+        def write(self, data) -> None:
+            self.num += 1
+            if self.num > 6:
+                raise full()
+            super().write(data)
+
+    monkeypatch.setattr("minitrain.tensorboard.RecordWriter", Full)
+    assert experiment.run(settings(tmp_path)).fingerprint == undisturbed()[0]
+    error = capsys.readouterr().err
+    assert error.count("warning: no more points for TensorBoard in ") == 1
+    assert f"{tmp_path}/events" in error and "No space left on device" in error
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, capsys) -> None:
