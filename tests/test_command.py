@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,11 @@ def summary_of(folder: Path) -> dict:
 
 def sockets(process: subprocess.Popen) -> list[str]:
     """The sockets of a process: a run needs none, let alone one that listens."""
-    files = [os.readlink(f) for f in Path(f"/proc/{process.pid}/fd").iterdir()]
-    return [file for file in files if file.startswith("socket")]
+    found = []
+    for file in Path(f"/proc/{process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since
+            found.append(os.readlink(file))
+    return [file for file in found if file.startswith("socket")]
 
 
 def test_kills_of_the_program_change_nothing(rng: random.Random, tmp_path: Path):

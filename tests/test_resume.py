@@ -142,6 +142,20 @@ def test_what_came_after_the_checkpoint_is_dropped(
     assert [path.name for path in killed.rglob(".*")] == [".mine.part"]
 
 
+def test_points_that_were_damaged_are_told(tmp_path, undisturbed, capsys) -> None:
+    """TensorBoard reads on until the damage, and says nothing."""
+    interrupt(settings(tmp_path, log={"every": 1}), Stopped, 14)
+    (events,) = tmp_path.glob("events.*")
+    whole = bytearray(events.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    events.write_bytes(whole)
+    summary = experiment.run(settings(tmp_path, log={"every": 1}, resume=True))
+    assert summary.fingerprint == undisturbed()[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    told = re.search(r"events\.out.* (\d+) bytes: .* after step (\d+) may be", line)
+    assert told and len(whole) / 2 < int(told[1]) + 300 and 0 < int(told[2]) < 14
+
+
 FORKS = """
 import os, random, signal, sys, time
 from pathlib import Path
