@@ -5,13 +5,19 @@ import http.client
 import os
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
-from minitrain.errors import DataError
+from minitrain.errors import DataError, warn
 from minitrain.storage import replacing
+
+try:
+    import fcntl
+except ImportError:  # Windows: there each process downloads for itself
+    fcntl = None
 
 SILENCE_SECONDS = 8.0
 """How long a server may send nothing before the next address is tried."""
@@ -23,7 +29,8 @@ def fetch(path: Path, sha256: str, urls: Sequence[str]) -> None:
     """Make sure that `path` holds the file with this SHA-256; download it if absent.
 
     A file that is there already is verified and never written to. The addresses are
-    tried in turn until one of them sends the right bytes.
+    tried in turn until one of them sends the right bytes. Of several processes one
+    downloads, and the others wait for it.
 
     Raises DataError where the file there is another one, or where no address sends it:
     with every address and its reason, and where to put the file by hand.
@@ -31,6 +38,15 @@ def fetch(path: Path, sha256: str, urls: Sequence[str]) -> None:
     if os.path.exists(path):  # False, not an error, where it cannot be told
         verify(path, sha256)
         return
+    with _alone_in(path.parent):
+        if os.path.exists(path):  # another process was faster
+            verify(path, sha256)
+        else:
+            _clear(path)
+            _download_from(urls, path, sha256)
+
+
+def _download_from(urls: Sequence[str], path: Path, sha256: str) -> None:
     reasons = []
     for url in urls:
         try:
@@ -43,6 +59,40 @@ def fetch(path: Path, sha256: str, urls: Sequence[str]) -> None:
         + "\n".join(reasons)
         + f"\nPut the file there by hand (SHA-256 {sha256}), or try again later."
     )
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process downloads into the folder.
+
+    The lock dies with its holder. Where the system or the disk has none, go on without.
+    """
+    if fcntl is None:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # the download will tell
+        yield
+        return
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                warn(f"waiting for another process that downloads into {folder}")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clear(path: Path) -> None:
+    """Remove what downloads of this file left that were killed."""
+    with suppress(OSError):
+        for part in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 16}.part"):
+            part.unlink()
 
 
 def verify(path: Path, sha256: str) -> None:

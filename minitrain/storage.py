@@ -1,5 +1,6 @@
 """Run directories of their own, and files replaced only by a complete successor."""
 
+import errno
 import itertools
 import os
 import secrets
@@ -16,6 +17,9 @@ try:
     import fcntl
 except ImportError:  # Windows: there runs are not kept apart
     fcntl = None
+
+DISK_ERRORS = {errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", None)}
+"""What writing fails with, and does not tell of which file."""
 
 
 def check_unused(folder: Path | None) -> None:
@@ -115,7 +119,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError):  # that of a write tells no name
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             error.filename = error.filename or str(path)
         raise
     _sync_folder(path.parent)

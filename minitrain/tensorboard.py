@@ -237,13 +237,8 @@ def _keep_until(step: int, folder: Path, path: Path) -> None:
     The order of steps decides, not that of clocks or names, which can go backwards.
     Old files are removed when the new one is complete.
     """
-    # Slow to import, and of no use to a run that begins.
-    from tensorboard.backend.event_processing import event_file_loader
-
     files = sorted(folder.glob("events.out.tfevents.*"))
-    found = itertools.chain.from_iterable(
-        event_file_loader.RawEventFileLoader(str(file)).Load() for file in files
-    )
+    found = itertools.chain.from_iterable(_records(file, step) for file in files)
     version = Event(wall_time=time.time(), file_version="brain.Event:2")
     kept = [(0, version.SerializeToString())]
     # A copy that a kill left beside the original has the same bytes: once is enough.
@@ -262,3 +257,22 @@ def _keep_until(step: int, folder: Path, path: Path) -> None:
             records.write(record)
     for file in files:
         file.unlink()
+
+
+def _records(file: Path, step: int) -> list[bytes]:
+    """The records of an event file; warns where one up to this step may be damaged.
+
+    A kill cuts off the last one, but what belongs to a checkpoint was on disk before.
+    """
+    # Slow to import, and of no use to a run that begins.
+    from tensorboard.backend.event_processing import event_file_loader
+
+    records = list(event_file_loader.RawEventFileLoader(str(file)).Load())
+    unread = file.stat().st_size - sum(len(record) + 16 for record in records)
+    last = max((Event.FromString(record).step for record in records), default=0)
+    if unread and last < step:
+        warn(
+            f"warning: {file} cannot be read to its end, {unread} bytes: points for "
+            f"TensorBoard after step {last} may be missing"
+        )
+    return records

@@ -1,10 +1,12 @@
 """Fixtures shared by all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from harness import keep_few_digits
 
 # The tensors here are small: threads would wait for each other, not work together.
 torch.set_num_threads(1)
@@ -24,3 +26,13 @@ def mnist_root() -> Path:
     if os.environ.get("MINITRAIN_REQUIRE_MNIST"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache whose `digits` are few, for this process and those that it starts."""
+    root = tmp_path_factory.mktemp("data")
+    keep_few_digits(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINITRAIN_DATA", str(root))
+        yield

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness import verified
 
 from minitrain import storage
 from minitrain.checkpoint import listed, load, newest, rotate, save
@@ -404,19 +405,6 @@ def acknowledged(reader: int, writer: int) -> int:
     with open(reader) as pipe:
         steps = re.findall(r"saved step=(\d+)\n", pipe.read())
     return int(steps[-1]) if steps else 0
-
-
-def verified(folder: Path) -> set[int]:
-    """The steps in a folder, after an inspection that uses no code of minitrain."""
-    steps = set()
-    for path in folder.glob("[!.]*"):
-        match = re.fullmatch(r"step-(\d{8})\.([0-9a-f]{64})\.pt", path.name)
-        data = path.read_bytes()
-        assert match and match[2] == hashlib.sha256(data).hexdigest(), path
-        state = torch.load(io.BytesIO(data), weights_only=True)
-        assert state["step"] == int(match[1])
-        steps.add(state["step"])
-    return steps
 
 
 def save_for_ever(folder: Path, first: int, writer: int) -> None:

@@ -19,10 +19,11 @@ import torch
 import torchvision
 from torch import Tensor
 
-from minitrain import data
+from minitrain import data, experiment
+from minitrain.config import Config, DataSettings
 from minitrain.data import Batches, Dataset, Examples
 from minitrain.digits import draw_digits
-from minitrain.errors import DataError
+from minitrain.errors import DataError, exit_code
 
 FILES = list(data.SHA256["MNIST"])
 NOWHERE = "http://127.0.0.1:1/"  # nothing listens at port 1
@@ -374,39 +375,64 @@ def test_full_disk_will_do(tmp_path: Path, quick_digits: None):
 # Files that cannot be had
 
 
+def rewrite(file: int, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def damage(raw: Path) -> None:
+        path = raw / FILES[file]
+        path.write_bytes(change(path.read_bytes()))
+
+    return damage
+
+
+def repack(file: int, change: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
+    """A file in perfect order that says something else: torchvision trusts those."""
+
+    def damage(raw: Path) -> None:
+        write_idx(raw / FILES[file], change(read_idx(raw / FILES[file])))
+
+    return damage
+
+
 def swap(raw: Path) -> None:
-    train, test = raw / FILES[1], raw / FILES[3]
-    kept = train.read_bytes()
-    train.write_bytes(test.read_bytes())
-    test.write_bytes(kept)
+    for train, test in ((0, 2), (1, 3)):
+        kept = (raw / FILES[train]).read_bytes()
+        (raw / FILES[train]).write_bytes((raw / FILES[test]).read_bytes())
+        (raw / FILES[test]).write_bytes(kept)
 
 
-def rewrite(raw: Path, change: Callable[[bytes], bytes]) -> None:
-    file = raw / FILES[2]
-    file.write_bytes(change(file.read_bytes()))
+def shrink(raw: Path) -> None:
+    for file in range(4):
+        repack(file, lambda values: values[:3])(raw)
 
 
-@pytest.mark.parametrize(
-    ("damage", "file"),
-    [
-        (swap, FILES[1]),
-        (partial(rewrite, change=lambda c: flipped(c, len(c) // 2)), FILES[2]),
-        (partial(rewrite, change=lambda c: flipped(c, 4)), FILES[2]),  # gzip's time
-        (partial(rewrite, change=lambda c: c[:-1]), FILES[2]),
-        (partial(rewrite, change=lambda c: b""), FILES[2]),
-    ],
-    ids=["swapped", "flipped", "flipped without effect", "truncated", "empty"],
-)
-def test_damaged_file_is_an_error_and_left_alone(
-    small: Small, damage: Callable[[Path], None], file: str
+DOCTORED: dict[str, tuple[Callable[[Path], None], int]] = {
+    "truncated": (rewrite(2, lambda c: c[:-1]), 2),
+    "one bit flipped": (rewrite(2, lambda c: flipped(c, len(c) // 2)), 2),
+    "one bit flipped where it has no effect": (rewrite(2, lambda c: flipped(c, 4)), 2),
+    "a smaller set": (shrink, 0),
+    "fewer labels than images": (repack(1, lambda labels: labels[:-1]), 1),
+    "a label of 200": (repack(1, lambda labels: labels.clamp(min=200)), 1),
+    "bytes added": (rewrite(3, lambda c: c + b"x"), 3),
+    "training and test set swapped": (swap, 0),
+    "another set": (repack(0, lambda images: 255 - images), 0),
+    "empty": (rewrite(2, lambda c: b""), 2),
+}
+
+
+@pytest.mark.parametrize("doctored", DOCTORED)
+def test_doctored_files_are_an_error_and_left_alone(
+    small: Small, doctored: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
+    damage, file = DOCTORED[doctored]
     damage(small.raw)
-    before = contents(small.root)
-    with pytest.raises(DataError) as caught:
-        data.mnist(small.root)
-    assert str(small.raw / file) in str(caught.value)
-    assert data.SHA256["MNIST"][file] in str(caught.value)
-    assert contents(small.root) == before
+    before = contents(tmp_path)
+    settings = Config(
+        data=DataSettings(name="mnist", root=small.root), run_dir=tmp_path / "run"
+    )
+    assert exit_code(lambda: int(experiment.run(settings) is None)) == 3
+    out, error = capsys.readouterr()
+    assert out == "" and str(small.raw / FILES[file]) in error
+    assert data.SHA256["MNIST"][FILES[file]] in error
+    assert contents(tmp_path) == before and not (tmp_path / "run").exists()
 
 
 def test_absent_files_are_an_error_that_tells_the_way_by_hand(

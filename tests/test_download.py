@@ -2,10 +2,13 @@
 
 import hashlib
 import io
+import os
+import random
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +22,8 @@ from minitrain.errors import DataError
 
 CONTENT = bytes(range(256)) * 1024  # several blocks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-NUM_TOGETHER = 6
+NUM_TOGETHER = 8
+NUM_KILLS = int(os.environ.get("MINITRAIN_NUM_DOWNLOAD_KILLS", "5"))
 
 # What each address says, or what happens there: the methods of Handler below.
 WHOLE = ["whole", "whole_of_unknown_length", "whole_of_senseless_length", "redirected"]
@@ -46,7 +50,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[str] = []
         self.stopped = threading.Event()
-        self.together = threading.Barrier(NUM_TOGETHER)
+        self.has_begun = threading.Event()
+        self.all_wait = threading.Event()
 
     def url(self, path: str) -> str:
         if path == "refused":
@@ -85,9 +90,17 @@ class Handler(BaseHTTPRequestHandler):
     def redirected(self) -> None:
         self.answer(b"", 302, Location="/whole")
 
-    def whole_together(self) -> None:
-        self.server.together.wait(30)
+    def whole_when_all_wait(self) -> None:
+        self.server.has_begun.set()
+        self.server.all_wait.wait(60)
         self.whole()
+
+    def whole_slowly(self) -> None:
+        self.answer(b"", Content_Length=len(CONTENT))
+        self.server.has_begun.set()
+        for i in range(0, len(CONTENT), len(CONTENT) // 32):
+            self.wfile.write(CONTENT[i : i + len(CONTENT) // 32])
+            time.sleep(0.01)
 
     def forbidden(self) -> None:
         self.answer(CONTENT, 403)
@@ -249,20 +262,56 @@ def test_folder_that_cannot_be_is_told(server: Server, tmp_path: Path):
     assert contents(tmp_path) == {}
 
 
-def test_simultaneous_downloads_end_with_one_good_file(
-    server: Server, path: Path, tmp_path: Path
-):
-    """The server begins to send when all have asked: two threads, four processes."""
-    url = server.url("whole_together")
-    program = (
+def program(path: Path, url: str) -> list[str]:
+    """A process of its own that fetches the file."""
+    code = (
         "from pathlib import Path; from minitrain.download import fetch; "
         f"fetch(Path({str(path)!r}), {SHA256!r}, [{url!r}])"
     )
-    command = [sys.executable, "-c", program]
-    processes = [subprocess.Popen(command) for _ in range(NUM_TOGETHER - 2)]
+    return [sys.executable, "-c", code]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX's locks")
+def test_of_simultaneous_downloads_one_is_made(
+    server: Server, path: Path, tmp_path: Path
+):
+    """The server answers the first only when all others have come, and wait."""
+    url = server.url("whole_when_all_wait")
     with ThreadPoolExecutor() as pool:
-        for done in [pool.submit(fetch, path, SHA256, [url]) for _ in range(2)]:
-            done.result(timeout=60)
-    assert [process.wait(60) for process in processes] == [0] * len(processes)
-    assert server.requests == ["whole_together"] * NUM_TOGETHER
+        first = pool.submit(fetch, path, SHA256, [url])
+        assert server.has_begun.wait(60)
+        others = [
+            subprocess.Popen(program(path, url), stderr=subprocess.PIPE)
+            for _ in range(NUM_TOGETHER - 1)
+        ]
+        for other in others:
+            assert other.stderr is not None
+            assert other.stderr.readline().startswith(b"waiting for another process")
+        server.all_wait.set()
+        first.result(timeout=60)
+        for other in others:
+            assert (other.communicate(timeout=60)[1], other.returncode) == (b"", 0)
+    assert server.requests == ["whole_when_all_wait"]
+    assert contents(tmp_path) == {path.name: CONTENT}
+
+
+def test_kills_leave_no_part_of_a_file_under_its_name(
+    server: Server, path: Path, tmp_path: Path
+):
+    """$MINITRAIN_NUM_DOWNLOAD_KILLS tells how many; what they left is cleared away."""
+    num_partial = 0
+    for _ in range(NUM_KILLS):
+        with subprocess.Popen(program(path, server.url("whole_slowly"))) as process:
+            while process.poll() is None and not server.has_begun.wait(0.01):
+                pass
+            time.sleep(random.uniform(0, 0.3))
+            process.kill()
+        server.has_begun.clear()
+        assert {path.name: CONTENT}.items() >= {
+            name: data for name, data in contents(tmp_path).items() if name[0] != "."
+        }.items()
+        num_partial += not path.exists()
+        path.unlink(missing_ok=True)
+    assert num_partial > 0
+    fetch(path, SHA256, [server.url("whole")])
     assert contents(tmp_path) == {path.name: CONTENT}

@@ -1,5 +1,6 @@
 """Runs stopped, killed or spoilt at any instant: they end as if nothing had been."""
 
+import errno
 import functools
 import itertools
 import json
@@ -17,35 +18,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from harness import PANEL, SCRIPT, contents, points
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from minitrain import checkpoint, config, data, digits, errors, experiment
+from minitrain import checkpoint, config, errors, experiment
 from minitrain.config import Config, changes, from_toml, parse
 from minitrain.errors import CheckpointError, RunDirectoryError, SettingsError, Stopped
 from minitrain.instruments import fingerprint
 from minitrain.signals import Stop
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
+pytestmark = pytest.mark.usefixtures("few_digits")
 NUM_KILLS = int(os.environ.get("MINITRAIN_NUM_KILLS", 8))
-
-
-PANEL = {"look": 1, "audit": 2, "truth": 5, "noise": 4}  # nothing left to the clock
 
 
 class Crash(Exception):
     """Ends a run at once, as a bug does: nothing more is saved."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache whose `digits` are few, for this process and those that it starts."""
-    root = tmp_path_factory.mktemp("data")
-    data.digits(root, num_train=640, num_test=200)
-    (file,) = (root / "minitrain").iterdir()
-    file.rename(file.with_name(f"digits-60000-10000-v{digits.VERSION}.pt"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINITRAIN_DATA", str(root))
-        yield
 
 
 def settings(folder: Path, **others) -> Config:
@@ -54,23 +41,6 @@ def settings(folder: Path, **others) -> Config:
     few["instruments"] = PANEL
     few["model"] = {"dropout": 0.3}
     return Config(run_dir=folder, **{**few, **others})
-
-
-def points(folder: Path) -> dict[tuple[str, int], float]:
-    """Every point of every curve, each there once; how fast it was does not count."""
-    events = EventAccumulator(str(folder), {"scalars": 0}).Reload()
-    tags = events.Tags()["scalars"]
-    found = [((t, e.step), e.value) for t in tags for e in events.Scalars(t)]
-    assert len(found) == len(dict(found))
-    texts = {tag: len(events.Tensors(tag)) for tag in events.Tags()["tensors"]}
-    assert len(texts) >= 5 and set(texts.values()) == {1}, "of the first start alone"
-    timed = ("throughput/", "cost/")
-    return {k: 0.0 if k[0].startswith(timed) else v for k, v in found}
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path: path.read_bytes() for path in files if path.name != "lock"}
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +141,20 @@ def test_what_came_after_the_checkpoint_is_dropped(
     summary = experiment.run(settings(killed, log={"every": 1}, resume=True))
     assert told(killed, summary) == undisturbed(every=1)
     assert [path.name for path in killed.rglob(".*")] == [".mine.part"]
+
+
+def test_points_that_were_damaged_are_told(tmp_path, undisturbed, capsys) -> None:
+    """TensorBoard reads on until the damage, and says nothing."""
+    interrupt(settings(tmp_path, log={"every": 1}), Stopped, 14)
+    (events,) = tmp_path.glob("events.*")
+    whole = bytearray(events.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    events.write_bytes(whole)
+    summary = experiment.run(settings(tmp_path, log={"every": 1}, resume=True))
+    assert summary.fingerprint == undisturbed()[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    told = re.search(r"events\.out.* (\d+) bytes: .* after step (\d+) may be", line)
+    assert told and len(whole) / 2 < int(told[1]) + 300 and 0 < int(told[2]) < 14
 
 
 FORKS = """
@@ -340,6 +324,62 @@ def test_a_checkpoint_holds_the_run_and_what_it_was_made_with(tmp_path) -> None:
     assert torch.__version__.startswith(version)
     assert "threads = " in found.state["settings"]
     assert torch.equal(found.state["random"]["cpu"], torch.get_rng_state())
+
+
+def full() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("num_failures", [1, 2, 3])
+def test_a_disk_that_is_full_for_a_while_is_ridden_out(
+    tmp_path, monkeypatch, undisturbed, capsys, num_failures: int
+) -> None:
+    """What was there stays, until the new one is; the third failure is too many."""
+    replace, failing = os.replace, itertools.count(1)
+    folder, kept = tmp_path / "checkpoints", []
+
+    def sometimes(source, target) -> None:
+        if "checkpoints" in str(target):
+            kept.append([path.name[:13] for path in checkpoint.listed(folder)])
+            if 3 <= next(failing) < 3 + num_failures:
+                raise full()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", sometimes)
+    code = errors.exit_code(lambda: int(experiment.run(settings(tmp_path)) is None))
+    out, error = capsys.readouterr()
+    first = ["step-00000000", "step-00000003"]
+    assert kept[2 : 3 + num_failures] == [first] * len(kept[2 : 3 + num_failures])
+    if num_failures < 3:
+        assert code == 0 and out.count("; training goes on\n") == num_failures
+        monkeypatch.setattr(os, "replace", replace)
+    else:
+        assert code == 5 and "The checkpoint of step 3 is safe" in error
+        assert re.search(r"of step 10 failed: .*No space left.*bytes are free", error)
+        monkeypatch.setattr(os, "replace", replace)
+        experiment.run(settings(tmp_path, resume=True))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    outcome = summary["fingerprint"], summary["test_accuracy"], points(tmp_path)
+    assert outcome == undisturbed()
+
+
+def test_points_that_cannot_be_written_cost_no_training(
+    tmp_path, monkeypatch, undisturbed, capsys
+) -> None:
+    class Full(RecordWriter):
+        num = 0
+
+        def write(self, data) -> None:
+            self.num += 1
+            if self.num > 6:
+                raise full()
+            super().write(data)
+
+    monkeypatch.setattr("minitrain.tensorboard.RecordWriter", Full)
+    assert experiment.run(settings(tmp_path)).fingerprint == undisturbed()[0]
+    error = capsys.readouterr().err
+    assert error.count("warning: no more points for TensorBoard in ") == 1
+    assert f"{tmp_path}/events" in error and "No space left on device" in error
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, capsys) -> None:
