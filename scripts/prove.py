@@ -201,7 +201,7 @@ MUTANTS = [
         [
             ("                both =", "                optimizer.step()\n"
              "                both ="),
-            ("     optimizer.step()\n            yield", "     pass\n            yield"),
+            ("optimizer.step()\n            yield", "pass\n            yield"),
         ],
         RUNS,
     ),
