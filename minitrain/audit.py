@@ -176,7 +176,9 @@ def check_slope(
     and, as their mean, the central difference. The claim is wrong where it is farther
     from that than `tolerance`, half the difference of the two sides (what curvature and
     kinks may explain) and differences below `resolution` allow: for two lengths of h,
-    h / 10 and h / 100 or, where the others are lost in rounding, for one.
+    h / 10 and h / 100 or, where the others are lost in rounding, for one. That there is
+    no slope at all is claimed of any direction, and most slopes are small: h and h / 2
+    have to agree there, for a kink at a distance is none at theta.
 
     `tensors` are changed in place for each loss and then put back, bit for bit.
 
@@ -195,7 +197,7 @@ def check_slope(
 
     verdicts: list[Slope] = []
     try:
-        for length in (h, h / 10, h / 100):
+        for length in (h, h / 10, h / 100) if claimed else (h, h / 2):
             left = (loss - loss_at(-length)) / length
             right = (loss_at(length) - loss) / length
             measured, rounding = (left + right) / 2, resolution / length
@@ -217,4 +219,7 @@ def check_slope(
     if not verdicts:
         return Slope(claimed, math.nan, math.nan, False)
     is_wrong = all(verdict.is_wrong for verdict in verdicts)
+    if claimed == 0:
+        is_steady = abs(verdicts[-1].measured / verdicts[0].measured - 1) < 0.25
+        is_wrong = is_wrong and len(verdicts) == 2 and is_steady
     return verdicts[-1]._replace(is_wrong=is_wrong)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from minitrain import checkpoint, data, models
 from minitrain.config import Config, ModelSettings, from_toml
 from minitrain.errors import CheckpointError, DataError, SettingsError, Stopped
+from minitrain.findings import Findings
 from minitrain.instruments import (
     confusion_matrix,
     fingerprint,
@@ -30,6 +31,7 @@ from minitrain.report import (
     result,
     say,
     shown,
+    tell,
 )
 from minitrain.saving import Saver, Stateful, finished_summary, restore
 from minitrain.schedules import SCHEDULES, warmup
@@ -37,7 +39,7 @@ from minitrain.sgd import SGD
 from minitrain.sharpness import sharpness
 from minitrain.signals import Stop
 from minitrain.storage import check_unused, create_folder, locked
-from minitrain.tensorboard import Board, step_scalars
+from minitrain.tensorboard import Board, as_numbers, step_scalars
 from minitrain.training import Step, evaluate, evaluating, predict, train
 from minitrain.vector import ParameterVector
 
@@ -61,7 +63,7 @@ def run(
     if not config.resume:
         check_unused(config.run_dir)
     parts = prepare(config)
-    config, dataset, model, optimizer, panel = parts[:5]
+    config, dataset, model, optimizer, panel, findings = parts[:6]
     name = f"{dataset.name}-{config.model.name}-seed{config.seed}"
     folder = create_folder(config.run_dir, name)
     summary = Summary(dataset.name, config.seed)
@@ -87,7 +89,7 @@ def run(
                 started,
                 lambda: fingerprint(model.state_dict(), optimizer.state_dict()),
             ),
-            dashboard(config, folder, start) as board,
+            dashboard(config, folder, start, summary, findings) as board,
             tqdm(
                 total=parts.num_steps, desc=dataset.name, unit="step", disable=None
             ) as bar,
@@ -96,6 +98,9 @@ def run(
             if start is None:
                 board.sync()
                 saver.save(must_succeed=True)
+                sample = parts.batches.inputs[:1000]
+                size = sample.mean().item(), sample.std().item()
+                tell(summary, findings.check_inputs(*size))
             bar.update(summary.steps)
             names = [name for name, _ in model.named_parameters()]
             num_samples, epoch_seconds = 0, 0.0
@@ -104,8 +109,11 @@ def run(
                 summary.train_seconds += seconds
                 num_samples += step.num_samples
                 epoch_seconds += seconds
-                if values := step_scalars(step, names):
+                if values := as_numbers(step_scalars(step, names)):
                     board.log(step.number, values)
+                    tell(summary, findings.note(step.number, values))
+                if panel is not None and "truth/worst_error" in step.readings:
+                    tell(summary, findings.check_slopes(step.number, panel.slopes))
                 board.beat()
                 if bar.update():
                     bar.set_postfix(shown(step, summary), refresh=False)
@@ -114,7 +122,9 @@ def run(
                     test = evaluate(model, parts.test_batches, parts.loss_fn)
                     summary.note(step, test)
                     rate = num_samples / epoch_seconds
-                    board.log(step.number, epoch_scalars(test, rate))
+                    values = epoch_scalars(test, rate)
+                    board.log(step.number, values)
+                    tell(summary, findings.note(step.number, values))
                     board.log(step.number, _epoch_readings(parts, summary))
                     if config.instruments.histograms:
                         _draw_histograms(parts, board, step.number)
@@ -141,6 +151,7 @@ class Parts(NamedTuple):
     model: nn.Module
     optimizer: SGD
     panel: Panel | None
+    findings: Findings
     loss_fn: Callable[[Tensor, Tensor], Tensor]
     batches: data.Batches
     test_batches: data.Batches
@@ -153,6 +164,7 @@ class Parts(NamedTuple):
             "model": self.model,
             "optimizer": self.optimizer,
             "panel": self.panel,
+            "findings": self.findings,
             "random": RandomStates(self.batches.inputs.device),
         }
         return {name: part for name, part in named.items() if part is not None}
@@ -206,6 +218,12 @@ def prepare(config: Config) -> Parts:
     num_steps = config.epochs * -(-len(batches) // config.accumulate)
     config = _resolved(config, dataset.name, device)
     panel = Panel(model, optimizer) if config.instruments.budget else None
+    findings = Findings(
+        num_steps=num_steps,
+        batch_size=config.data.batch_size * config.accumulate,
+        num_classes=len(dataset.classes),
+        clip_norm=config.clip_norm,
+    )
     loss_fn = functools.partial(
         nn.functional.cross_entropy, label_smoothing=config.loss.label_smoothing
     )
@@ -215,6 +233,7 @@ def prepare(config: Config) -> Parts:
         model,
         optimizer,
         panel,
+        findings,
         loss_fn,
         batches,
         test_batches,

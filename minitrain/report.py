@@ -5,18 +5,20 @@ import platform
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from minitrain.config import Config, OptimizerSettings, to_toml
-from minitrain.errors import Stopped, discard, warn
+from minitrain.errors import NotFiniteError, Stopped, discard, warn
+from minitrain.findings import Finding, Findings
 from minitrain.storage import replacing
-from minitrain.tensorboard import Board
+from minitrain.tensorboard import FINDINGS, Board
 from minitrain.training import Evaluation, Step
 
 CHARTS = {
@@ -51,6 +53,8 @@ class Summary:
     """Since the process started."""
     fingerprint: str = ""
     """SHA-256 over the final parameters and optimizer state."""
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    """What the instruments found: kind, step, text and advice of each."""
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "python": platform.python_version(),
@@ -121,8 +125,14 @@ def recording(
 
 
 @contextmanager
-def dashboard(config: Config, folder: Path, start: int | None) -> Iterator[Board]:
-    """The run's board, with what is known from the start, and its HParams row.
+def dashboard(
+    config: Config,
+    folder: Path,
+    start: int | None,
+    summary: Summary,
+    findings: Findings,
+) -> Iterator[Board]:
+    """The run's board, with what is known from the start and at the end.
 
     A run that is continued after the step `start` has all that already.
     """
@@ -138,8 +148,23 @@ def dashboard(config: Config, folder: Path, start: int | None) -> Iterator[Board
         try:
             yield board
             succeeded = True
+        except NotFiniteError as error:
+            first_line = str(error).splitlines()[0]
+            tell(summary, findings.note_failure(summary.steps + 1, first_line))
+            raise
         finally:
+            board.text(FINDINGS, _markdown(summary))
             board.end_hparams(succeeded)
+
+
+def _markdown(summary: Summary) -> str:
+    """The findings as a list."""
+    lines = [
+        f"- **{found['kind']}** at step {found['step']}: {found['text']} "
+        f"*{found['advice']}*"
+        for found in summary.findings
+    ]
+    return "\n".join(lines) or "Nothing found."
 
 
 def _hparams(config: Config) -> dict[str, bool | float | str]:
@@ -182,13 +207,21 @@ def epoch_line(step: Step, summary: Summary, epochs: int, seconds: float) -> str
 
 
 def result(summary: Summary, folder: Path) -> str:
-    return (
+    findings = [f"found {found['kind']}\n" for found in summary.findings]
+    return "".join(findings) + (
         f"{summary.dataset}: test accuracy {summary.test_accuracy:.2%}, test loss "
         f"{summary.test_loss:.4f} after {summary.steps} steps\n"
         f"trained for {summary.train_seconds:.1f} s of {summary.total_seconds:.1f} s; "
         f"fingerprint {summary.fingerprint[:16]}\n"
         f"run directory {folder}; to look at it: tensorboard --logdir {folder.parent}"
     )
+
+
+def tell(summary: Summary, found: Sequence[Finding]) -> None:
+    """Take new findings into the summary, and say them."""
+    for finding in found:
+        summary.findings.append(finding._asdict())
+        say(f"finding: {finding}")
 
 
 def say(line: str) -> None:

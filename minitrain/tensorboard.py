@@ -11,7 +11,7 @@ import operator
 import os
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,10 @@ from minitrain.training import Step
 
 FLUSH_SECONDS = 0.5
 """A point is on disk at the latest this long after `log` or `beat` could see it."""
+
+FINDINGS = "run/findings"
+AT_THE_END = (metadata.SESSION_END_INFO_TAG, f"{FINDINGS}/text_summary")
+"""Tags of what is written when a run ends, and anew when it is continued."""
 
 _numbers = itertools.count()
 
@@ -213,6 +217,19 @@ class Board:
             )
 
 
+def as_numbers(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """The values as numbers, all of them read from the device at once."""
+    tensors = [value for value in values.values() if isinstance(value, Tensor)]
+    read: Iterator[float] = iter(())
+    if tensors:
+        flat = [tensor.detach().reshape(()) for tensor in tensors]
+        read = iter(torch.stack(flat).tolist())
+    return {
+        tag: next(read) if isinstance(value, Tensor) else float(value)
+        for tag, value in values.items()
+    }
+
+
 def step_scalars(step: Step, names: Sequence[str]) -> dict[str, Tensor | float]:
     """The tags and values of a step; `names` are those of its parameters.
 
@@ -244,9 +261,9 @@ def _keep_until(step: int, folder: Path, path: Path) -> None:
     # A copy that a kill left beside the original has the same bytes: once is enough.
     for record in dict.fromkeys(found):
         event = Event.FromString(record)
-        # The end comes anew: how the run ended, and the pictures that it ends with.
+        # The end comes anew: how the run ended, and what is told and shown then.
         is_end = any(
-            value.tag == metadata.SESSION_END_INFO_TAG or value.HasField("image")
+            value.tag in AT_THE_END or value.HasField("image")
             for value in event.summary.value
         )
         if event.summary.value and event.step <= step and not is_end:
