@@ -48,11 +48,8 @@ class Format(NamedTuple):
         >>> FLOAT32.shortest(FLOAT32.round(0.1)), FLOAT64.shortest(0.1 + 0.2)
         ('0.1', '0.30000000000000004')
         """
-        for digits in range(1, 18):
-            text = f"{float(number):.{digits}g}"
-            if self.round(Fraction(text)) == number:
-                break
-        return text
+        texts = (f"{float(number):.{digits}g}" for digits in range(1, 18))
+        return next(text for text in texts if self.round(Fraction(text)) == number)
 
 
 FLOAT32 = Format(24, -149)
@@ -104,16 +101,13 @@ def line(
     >>> print(line("", "x <- x - lr * g", [(3,), (-0.5, 6)], 0.0, FLOAT32).equation)
     3 - 0.5 * 6 = 0
     """
-    exact_terms = [_exact(term, form) for term in terms]
-    products = [math.prod(term) for term in exact_terms]
+    rounded = [[form.round(factor) for factor in term] for term in terms]
+    products = [Fraction(math.prod(term)) for term in rounded]
     numbers = " ".join(
-        _written(term, form, is_first=i == 0) for i, term in enumerate(exact_terms)
+        _written(term, form, is_first=i == 0) for i, term in enumerate(rounded)
     )
-    return _checked(meaning, symbols, numbers, Fraction(sum(products)), products, stored, form)
-
-
-def _exact(term: tuple[float, ...], form: Format) -> list[Fraction]:
-    return [form.round(factor) for factor in term]
+    exact = Fraction(sum(products))
+    return _checked(meaning, symbols, numbers, exact, products, stored, form)
 
 
 def _written(term: list[Fraction], form: Format, is_first: bool) -> str:
@@ -201,7 +195,7 @@ def worked(
         meaning = "the gradient, clipped"
         lines.append(line(meaning, "g <- factor * g", terms, held.clipped, form))
     if rule.weight_decay != 0:
-        meaning = "the gradient with weight decay, which pulls the weight towards 0"
+        meaning = f"the gradient with weight decay, which pulls {name} towards 0"
         terms = [(held.clipped,), (rule.weight_decay, held.theta)]
         symbols = f"g <- g + weight_decay * {name}"
         lines.append(line(meaning, symbols, terms, held.decayed, form))
@@ -220,11 +214,11 @@ def worked(
         lines.append(line(meaning, symbols, terms, held.new_buf, form))
         if rule.nesterov:
             step = "g"
-            meaning = "Nesterov's direction: the gradient, and where momentum leads"
+            meaning = "Nesterov's direction: the gradient, and on with the momentum"
             terms = [(held.decayed,), (rule.momentum, held.new_buf)]
             symbols = "g <- g + momentum * b"
             lines.append(line(meaning, symbols, terms, held.direction, form))
-    meaning = "the weight, one step against that"
+    meaning = f"the new {name}, a step downhill"
     symbols = f"{name} <- {name} - lr * {step}"
     terms = [(held.theta,), (-rule.lr, held.direction)]
     lines.append(line(meaning, symbols, terms, held.new_theta, form))
@@ -234,9 +228,8 @@ def worked(
 def _clip_factor(clip_norm: float, held: Held, form: Format) -> Line:
     limit, small = form.round(clip_norm), form.round(1e-6)
     exact = min(Fraction(1), limit / (Fraction(held.norm) + small))
-    numbers = (
-        f"min(1, {form.shortest(limit)} / ({form.shortest(held.norm)} + 0.000001))"
-    )
+    length = form.shortest(held.norm)
+    numbers = f"min(1, {form.shortest(limit)} / ({length} + 0.000001))"
     return _checked(
         "the factor that shortens the gradient to clip_norm, or leaves it",
         "factor <- min(1, clip_norm / (|g| + 0.000001))",
@@ -255,15 +248,16 @@ def given(
     """What the lines start from: symbol, number and meaning of each quantity.
 
     >>> given(Rule(lr=0.5), Held(3, 6, 6, 6, None, None, 6, 0))[0]
-    ('theta', '3', 'the weight before this step')
+    ('theta', '3', 'theta before this step')
     """
+    loss = "L" if name == "theta" else "f"
     rows: list[tuple[str, float | None, str]] = [
-        (name, held.theta, "the weight before this step"),
-        ("g", held.grad, f"the gradient: the partial derivative dL/d{name} of the loss"),
+        (name, held.theta, f"{name} before this step"),
+        ("g", held.grad, f"its part of grad {loss}: the slope d{loss}/d{name}"),
         ("lr", rule.lr, "the learning rate of this step"),
     ]
     if rule.clip_norm is not None:
-        rows.append(("|g|", held.norm, "the length of the gradient over all weights"))
+        rows.append(("|g|", held.norm, "the length of grad L, over all weights"))
         rows.append(("clip_norm", rule.clip_norm, "the length that it may have"))
     if rule.weight_decay != 0:
         rows.append(("weight_decay", rule.weight_decay, "how strongly 0 attracts"))
@@ -273,8 +267,8 @@ def given(
     if rule.dampening != 0:
         rows.append(("dampening", rule.dampening, "the share of g kept out of b"))
     return [
-        (symbol, "none yet" if number is None else form.shortest(form.round(number)), text)
-        for symbol, number, text in rows
+        (name, "none yet" if x is None else form.shortest(form.round(x)), meaning)
+        for name, x, meaning in rows
     ]
 
 
@@ -306,3 +300,12 @@ def verdict(each: Line) -> str:
         return f"{off} ulp off"
     rounded = each.format.shortest(each.format.round(each.exact))
     return f"WRONG: {off} ulp off, the formula gives {rounded}"
+
+
+def closed_form(start: float, lr: float, steps: int) -> Fraction:
+    """Where a walk down x^2 + y^2 is after some steps: (1 - 2 lr)^steps * start.
+
+    >>> closed_form(3, 0.25, 2)
+    Fraction(3, 4)
+    """
+    return (1 - 2 * Fraction(lr)) ** steps * Fraction(start)

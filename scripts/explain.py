@@ -4,6 +4,7 @@ import difflib
 import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from pydantic import Field
 from tyro.conf import Positional, arg
 
 from minitrain import explain
-from minitrain.config import Config, Settings, changes, from_toml, read
+from minitrain.config import Settings, changes, from_toml, read
 from minitrain.errors import (
     CheckpointError,
     NotFiniteError,
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 DISAGREES = 1  # the exit code where a line, or the state after it, is not the run's
 
+of_run = partial(arg, help_behavior_hint="(of a run)")
+of_function = partial(arg, help_behavior_hint="(of a function)")
+
 
 class Explain(Settings):
     """Work out the update of one weight at one step, with its actual numbers.
@@ -40,20 +44,20 @@ class Explain(Settings):
     source: Positional[Annotated[str, arg(metavar="RUN|FUNCTION")]]
     """A run directory, or a function: paraboloid, bowl, rosenbrock, himmelblau, beale
     or saddle."""
-    step: Annotated[int, arg(metavar="K")]
+    step: Annotated[int, Field(ge=1), arg(metavar="K")]
     """The step to explain, from 1."""
-    parameter: Annotated[str | None, arg(metavar="NAME", constructor=str)] = None
-    """Of a run: the parameter that the weight belongs to."""
-    index: Annotated[tuple[int, ...], arg(metavar="I J ...")] = ()
-    """Of a run: the place of the weight in its parameter, from 0."""
-    start: Annotated[tuple[float, ...] | None, arg(metavar="X Y")] = None
-    """Of a function: where the walk starts; by default the function's own."""
-    lr: Annotated[float | None, Field(gt=0), arg(metavar="LR", constructor=float)] = (
-        None
-    )
-    """Of a function: the learning rate; by default the function's own."""
-    momentum: Annotated[float | None, Field(ge=0), arg(metavar="M", constructor=float)] = None
-    """Of a function: fraction of the momentum buffer kept at each step."""
+    parameter: Annotated[str | None, of_run(metavar="NAME", constructor=str)] = None
+    """The parameter that the weight belongs to."""
+    index: Annotated[tuple[int, ...], of_run(metavar="I J ...")] = ()
+    """The place of the weight in its parameter, counted from 0."""
+    start: Annotated[tuple[float, ...] | None, of_function(metavar="X Y")] = None
+    """Where the walk starts; by default where descend.py starts it."""
+    lr: Annotated[
+        float | None, Field(gt=0), of_function(metavar="LR", constructor=float)
+    ] = None
+    """Learning rate; by default that of descend.py."""
+    momentum: Annotated[float, Field(ge=0), of_function(metavar="M")] = 0.0
+    """Fraction of the momentum buffer kept at each step."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -69,11 +73,9 @@ def run(asked: Explain) -> int:
     is_function = asked.source in EXAMPLES
     others = ("parameter", "index") if is_function else ("start", "lr", "momentum")
     for key in others:
-        if getattr(asked, key):
+        if getattr(asked, key) != Explain.model_fields[key].default:
             kind = "run" if is_function else "function"
             raise SettingsError(f"--{key} is for a {kind}, and {asked.source} is none")
-    if asked.step < 1:
-        raise SettingsError(f"step = {asked.step}: steps are counted from 1")
     if is_function:
         return explain_walk(asked)
     folder = Path(asked.source)
@@ -110,14 +112,19 @@ def explain_run(asked: Explain, folder: Path) -> int:
     def weight(flat: "Tensor") -> float:
         return vector.split(flat)[place][asked.index].item()
 
-    kept = list(checkpoints(folder))
-    start = next((found for found in kept if found.step < asked.step), None)
-    origin = "the seed"
+    same = start = None
+    for found in checkpoints(folder):
+        if found.step == asked.step:
+            same = found
+        elif found.step < asked.step:
+            start = found
+            break
+    num_done = 0
     if start is not None:
-        origin = f"the checkpoint of step {start.step}"
+        num_done = start.step
         restore(parts, start)
-    steps = parts.train(start.step if start else 0)
-    for _ in islice(steps, asked.step - 1 - (start.step if start else 0)):
+    steps = parts.train(num_done)
+    for _ in islice(steps, asked.step - 1 - num_done):
         pass
 
     before = theta.detach().clone()
@@ -149,27 +156,30 @@ def explain_run(asked: Explain, folder: Path) -> int:
 
     where = ", ".join(map(str, asked.index))
     print(
-        f"Step {step.number} of {parts.num_steps} of {folder}, in epoch {step.epoch}: "
-        f"theta = {name}[{where}]\nReplayed from {origin}."
+        f"Step {step.number} of {parts.num_steps} in {folder}, for one weight:\n"
+        f"theta = {name}[{where}]"
     )
-    if start is not None:
+    if start is None:
+        print("Replayed from the seed.")
+    else:
+        print(f"Replayed from the checkpoint of step {start.step}.")
         free, bound = changes(from_toml(start.state["settings"]), config)
         changed = [c for c in free if c.startswith("epochs")] + bound
         if changed:
             print(f"Settings changed since then: {'; '.join(changed)}.")
     print()
     agrees = show(rule, held, explain.FLOAT32, "theta")
-    same = next((found for found in kept if found.step == asked.step), None)
     if same is not None:
         own = fingerprint(parts.model.state_dict(), parts.optimizer.state_dict())
         equal = own == fingerprint(same.state["model"], same.state["optimizer"])
         agrees = agrees and equal
         print(
-            "All parameters and momentum buffers after this step "
-            + ("are equal, bit for bit, to" if equal else "DIFFER from")
-            + " those of the run's checkpoint."
+            f"All parameters and momentum buffers after step {step.number} "
+            + ("equal those of" if equal else "DIFFER from")
+            + "\nthe run's checkpoint"
+            + (", bit for bit." if equal else ": this replay is not the run.")
         )
-    return 0 if agrees else DISAGREES
+    return conclude(agrees)
 
 
 def look(
@@ -223,15 +233,19 @@ def show(
 ) -> bool:
     """Print the example; whether all of its lines agree."""
     print("\n".join(explain.textbook(rule, held, form, name)))
-    agrees = all(line.agrees for line in explain.worked(rule, held, form, name))
-    if agrees:
-        print(
-            "Every line agrees with the run: exact fractions, rounded, give its number "
-            "to 1 ulp\n(unit in the last place; of the largest number in the line)."
-        )
-    else:
-        print("A line DISAGREES with the run: see WRONG above.")
-    return agrees
+    return all(line.agrees for line in explain.worked(rule, held, form, name))
+
+
+def conclude(agrees: bool) -> int:
+    """Say whether all was as it should be; the exit code."""
+    if not agrees:
+        print("\nThis DISAGREES with the run by more than rounding: see above.")
+        return DISAGREES
+    print(
+        "\nEvery line was computed again in exact fractions. Rounded, they are the run's "
+        "own\nnumbers, or off by the few ulp (units in the last binary place) shown."
+    )
+    return 0
 
 
 def checkpoints(folder: Path) -> "Iterator[Checkpoint]":
@@ -267,7 +281,7 @@ def explain_walk(asked: Explain) -> int:
     start, lr = asked.start or example.start, asked.lr or example.lr
     if len(start) != 2:
         raise SettingsError(f"start = {start}: must be two numbers, x and y")
-    momentum = asked.momentum or 0.0
+    momentum = asked.momentum
     try:
         walk = descend(example.function, start, lr=lr, steps=k, momentum=momentum)
     except ValueError as error:
@@ -277,19 +291,44 @@ def explain_walk(asked: Explain) -> int:
             f"the walk diverged at step {walk.diverged}, and was given up before step "
             f"{k} was complete. Try a smaller --lr"
         )
-    bufs: list[Tensor | None] = [None]
+    buf = new_buf = None
     for grad in walk.gradients[:k]:  # a walk keeps no buffers: the rule gives them
-        old = bufs[-1] if bufs[-1] is None else bufs[-1].clone()
-        bufs.append(sgd_update(torch.zeros(2).double(), grad, old, lr=0, momentum=momentum))
+        buf = None if new_buf is None else new_buf.clone()
+        unused = torch.zeros_like(grad)
+        new_buf = sgd_update(unused, grad, new_buf, lr=0, momentum=momentum)
     rule = explain.Rule(lr, momentum)
-    around = (walk.points[k - 1], walk.gradients[k - 1], bufs[k - 1], bufs[k])
+    around = (walk.points[k - 1], walk.gradients[k - 1], buf, new_buf, walk.points[k])
     agrees = True
-    print(f"Step {k} down f(x, y) = {example.formula} from {start}:")
+    print(
+        f"Step {k} down f(x, y) = {example.formula} from ({start[0]:g}, {start[1]:g})"
+    )
     for i, name in enumerate("xy"):
-        print()
-        held = look(rule, *around, walk.points[k], lambda point, i=i: point[i].item())
+        print(f"\nThe coordinate {name}\n")
+        held = look(rule, *around, lambda point, i=i: point[i].item())
         agrees &= show(rule, held, explain.FLOAT64, name)
-    return 0 if agrees else DISAGREES
+        if asked.source == "paraboloid" and momentum == 0:
+            agrees &= show_closed_form(start[i], lr, k, held.new_theta, name)
+    return conclude(agrees)
+
+
+def show_closed_form(start: float, lr: float, k: int, seen: float, name: str) -> bool:
+    """Compare a walk down the paraboloid with the power that it is; whether it agrees.
+
+    Each of k steps rounds twice, a product and a difference that are no more than twice
+    the longest of the walk: together they cannot exceed 2 k ulp of that length.
+    """
+    exact = explain.closed_form(start, lr, k)
+    error = abs(Fraction(seen) - exact)
+    longest = 2 * max(abs(Fraction(start)), abs(exact))
+    agrees = error <= 2 * k * explain.FLOAT64.ulp(longest)
+    print(
+        f"\nOn x^2 + y^2 the gradient is 2 {name}, and a step a product: {name} <- "
+        f"(1 - 2 lr) * {name}\nAfter {k} from {start:g}: {1 - 2 * lr:g}^{k} * "
+        f"{start:g} = {float(exact):.12g}, and the walk is there but for "
+        f"{float(error):.1g}"
+        + ("." if agrees else ": DISAGREES, that is more than rounding.")
+    )
+    return agrees
 
 
 def _known(name: str | None, names: list[str]) -> str:
@@ -298,7 +337,7 @@ def _known(name: str | None, names: list[str]) -> str:
     likeness = {n: difflib.SequenceMatcher(None, name or "", n).ratio() for n in names}
     nearest = sorted(names, key=lambda n: -likeness[n])
     raise SettingsError(
-        f"parameter = {name}: there is no such parameter; there are {', '.join(nearest)}"
+        f"parameter = {name}: there is no such one; there are {', '.join(nearest)}"
     )
 
 
