@@ -129,8 +129,8 @@ def look(
     """The numbers of one weight around a step, taken by `weight` from whole tensors.
 
     What the run does not keep is asked of the rule itself, on the whole tensors too:
-    with no buffer yet, the new one is the gradient with weight decay; and from theta = 0
-    a step with lr = -1 leads to Nesterov's direction.
+    with no buffer yet, the new one is the gradient with weight decay; and from
+    theta = 0, a step with lr = -1 leads to Nesterov's direction.
     """
     with torch.no_grad():
         decayed = sgd_update(

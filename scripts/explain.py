@@ -136,8 +136,9 @@ def conclude(agrees: bool) -> int:
         print("\nThis DISAGREES with the run by more than rounding: see above.")
         return DISAGREES
     print(
-        "\nEvery line was computed again in exact fractions. Rounded, they are the run's"
-        "\nnumbers, but for the few ulp (units in the last binary place) shown."
+        "\nEvery line was computed again in exact fractions, and rounded: the run holds "
+        "that\nnumber, or is as many ulp off as shown, by roundings in between (1 ulp: one "
+        "in the\nlast binary place of the largest number in the line)."
     )
     return 0
 
