@@ -27,6 +27,8 @@ class Format(NamedTuple):
         >>> FLOAT32.ulp(1.0) == Fraction(1, 2**23)
         True
         """
+        if number == 0:
+            return Fraction(2) ** self.lowest
         numerator, denominator = abs(Fraction(number)).as_integer_ratio()
         exponent = numerator.bit_length() - denominator.bit_length()
         if Fraction(2) ** exponent > Fraction(numerator, denominator):

@@ -208,9 +208,11 @@ def _restore(parts: Parts, found: Checkpoint) -> None:
 
 
 def _known(name: str | None, names: list[str]) -> str:
+    if name is None:
+        raise SettingsError(f"a run needs --parameter, one of {', '.join(names)}")
     if name in names:
         return name
-    likeness = {n: difflib.SequenceMatcher(None, name or "", n).ratio() for n in names}
+    likeness = {n: difflib.SequenceMatcher(None, name, n).ratio() for n in names}
     nearest = sorted(names, key=lambda n: -likeness[n])
     raise SettingsError(
         f"parameter = {name}: there is no such one; there are {', '.join(nearest)}"

@@ -136,9 +136,9 @@ def conclude(agrees: bool) -> int:
         print("\nThis DISAGREES with the run by more than rounding: see above.")
         return DISAGREES
     print(
-        "\nEvery line was computed again in exact fractions, and rounded: the run holds "
-        "that\nnumber, or is as many ulp off as shown, by roundings in between (1 ulp: one "
-        "in the\nlast binary place of the largest number in the line)."
+        "\nEvery line was computed again in exact fractions, and rounded: the run "
+        "holds that\nnumber, or is as many ulp off as shown, by roundings in between "
+        "(1 ulp: one in the\nlast binary place of the largest number in the line)."
     )
     return 0
 
@@ -150,12 +150,13 @@ def show_closed_form(start: float, lr: float, k: int, seen: float, name: str) ->
     the longest of the walk: together they cannot exceed 2 k ulp of that length.
     """
     exact = explain.closed_form(start, lr, k)
+    base = f"{1 - 2 * lr:g}" if lr <= 0.5 else f"({1 - 2 * lr:g})"
     error = abs(Fraction(seen) - exact)
     longest = 2 * max(abs(Fraction(start)), abs(exact))
     agrees = error <= 2 * k * explain.FLOAT64.ulp(longest)
     print(
         f"\nOn x^2 + y^2 the gradient is 2 {name}, and a step a product: {name} <- "
-        f"(1 - 2 lr) * {name}\nAfter {k} from {start:g}: {1 - 2 * lr:g}^{k} * "
+        f"(1 - 2 lr) * {name}\nAfter {k} from {start:g}: {base}^{k} * "
         f"{start:g} = {float(exact):.12g}, and the walk is there but for "
         f"{float(error):.1g}"
         + ("." if agrees else ": DISAGREES, that is more than rounding.")

@@ -336,7 +336,11 @@ def test_errors_are_for_people(tmp_path, explain: Explain) -> None:
         ((tmp_path / "checkpoints", "--step", 1), 2, "it holds no config.toml"),
         ((tmp_path, "--step", 0), 2, "step = 0: must be greater than or equal to 1"),
         ((tmp_path, "--step", 11), 2, "step = 11: the run has the steps 1 to 10"),
-        ((tmp_path, "--step", 1), 2, "parameter = None: there is no such one"),
+        (
+            (tmp_path, "--step", 1),
+            2,
+            "a run needs --parameter, one of layers.0.weight,",
+        ),
         ((*at[:4], "layer.2.bias"), 2, "there are layers.2.bias, layers.0.bias"),
         ((*at, 3), 2, f"index = (3,): {shape}: 0 to 127, 0 to 783"),
         ((*at, 128, 0), 2, f"index = (128, 0): {shape}"),
