@@ -307,6 +307,23 @@ def test_what_may_change_the_last_bits_is_told(tmp_path, monkeypatch, capsys) ->
         assert kept["versions"]["torch"] == f"torch {versions}"
 
 
+def test_a_checkpoint_of_an_accelerator_is_continued_on_the_cpu(
+    tmp_path, undisturbed, capsys
+) -> None:
+    """Here a CPU's, relabelled: the state of a generator that is not there is left."""
+    interrupt(settings(tmp_path), Stopped, 14)
+    (*_, path) = checkpoint.listed(tmp_path / "checkpoints")
+    kept = checkpoint.load(path).state
+    path.unlink()
+    kept["settings"] = kept["settings"].replace('"cpu"', '"cuda:0"')
+    kept["random"]["cuda"] = torch.zeros(16, dtype=torch.uint8)
+    checkpoint.save(tmp_path / "checkpoints", kept.pop("step"), kept)
+    summary = experiment.run(settings(tmp_path, resume=True, device="cpu"))
+    assert told(tmp_path, summary) == undisturbed()
+    out = capsys.readouterr().out
+    assert "changed device: cuda:0 -> cpu\n" in out and "last bits may differ" in out
+
+
 def test_a_checkpoint_holds_the_run_and_what_it_was_made_with(tmp_path) -> None:
     interrupt(settings(tmp_path / "a"), Stopped, 4)
     experiment.run(settings(tmp_path / "a", resume=True))
