@@ -165,7 +165,7 @@ class Findings:
 
 
 def learning_rate_too_large(run: Findings) -> Said:
-    """Steps that climb, or a loss above that of the start."""
+    """Steps beyond the stable limit, or a loss above that of the start."""
     margins, losses = run.all("audit/margin"), run.all("loss/train")
     above = [margin for margin in margins if margin > 1]
     if len(above) >= 2:
@@ -173,6 +173,8 @@ def learning_rate_too_large(run: Findings) -> Said:
         text += f"limit, by up to {max(above):.3g} times."
     elif len(losses) > 5 and (late := _highest(losses[1:], 5)) > 1.5 * losses[0]:
         text = f"the loss rose from {losses[0]:.3g} to {late:.3g}."
+    elif died := [name for name, shares in _hidden(run).items() if _have_died(shares)]:
+        text = f"most units of {', '.join(died)} have died since the start."
     else:
         return None
     return text, "Try a tenth of --optimizer.lr, or --schedule.warmup 500."
@@ -209,8 +211,7 @@ def learning_rate_too_small(run: Findings) -> Said:
 
 def dead_units(run: Findings) -> Said:
     """Units that get no gradient from any sample of a batch."""
-    shares = run.layers("zero_share", "bias")
-    for layer, values in [*shares.items()][:-1]:  # the last has no activation
+    for layer, values in _hidden(run).items():
         if len(values) >= 2 and min(values[-2:]) > 0.5:
             return (
                 f"{min(values[-2:]):.0%} of the units of {layer} get no gradient from "
@@ -218,6 +219,18 @@ def dead_units(run: Findings) -> Said:
                 "Look at the initial weights, and try a smaller --optimizer.lr.",
             )
     return None
+
+
+def _hidden(run: Findings) -> dict[str, list[float]]:
+    """The shares of units without gradient, of all layers but the last.
+
+    Where a unit gets no gradient, nor does its bias; the last layer has no activation.
+    """
+    return dict([*run.layers("zero_share", "bias").items()][:-1])
+
+
+def _have_died(shares: Sequence[float]) -> bool:
+    return len(shares) >= 3 and shares[0] < 0.2 and min(shares[-2:]) > 0.5
 
 
 def vanishing(run: Findings) -> Said:
@@ -260,16 +273,20 @@ def _ratio_of_ends(run: Findings, is_odd: Callable[[float], bool], how: str) -> 
 
 
 def batch_too_small(run: Findings) -> Said:
-    """Noise that drowns the gradient of a batch even where it is clearest."""
-    scales = run.all("noise/scale")[5:]  # the first are averages of little
-    if not run.is_past(0.5) or run.is_stuck() or len(scales) < 3:
+    """Noise that drowns the gradient of a batch for most of the run.
+
+    At the end of a good run it always does: when little is left to learn.
+    """
+    scales = run.all("noise/scale")
+    if not run.is_past(0.8) or run.is_stuck() or len(scales) < 6:
         return None
-    if min(scales) < 10 * run.batch_size:
+    usual = sorted(scales)[len(scales) // 3]
+    if usual < 20 * run.batch_size:
         return None
     return (
-        f"the gradient noise scale was never below {min(scales):.0f} samples, and a "
-        f"batch has {run.batch_size}.",
-        f"Try --data.batch-size {_power_of_two(min(scales))} or more, or --accumulate.",
+        f"the gradient noise scale was above {usual:.0f} samples for two thirds of the "
+        f"run, and a batch has {run.batch_size}.",
+        f"Try --data.batch-size {_power_of_two(usual)}, or --accumulate.",
     )
 
 
@@ -288,7 +305,7 @@ def batch_too_large(run: Findings) -> Said:
 def overfitting(run: Findings) -> Said:
     """A test loss that rises while the loss on the training data is low."""
     tests, losses = run.all("loss/test"), run.all("loss/train")
-    if len(tests) < 3 or tests[-1] < 1.15 * min(tests):
+    if len(tests) < 3 or tests[-1] < 1.1 * min(tests):
         return None
     train = _mean(losses[-max(1, len(losses) // len(tests)) :])
     if train > 0.5 * tests[-1]:

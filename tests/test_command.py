@@ -241,7 +241,7 @@ def test_a_disk_that_is_full_costs_neither_checkpoint_nor_result(
     mounted, tmp_path: Path
 ):
     """Three failures in a row end the run; with more room it ends as ever."""
-    flags = ("--epochs", 5, "--run-dir")
+    flags = ("--instruments.budget", 0, "--epochs", 5, "--run-dir")
     assert start(*flags, tmp_path / "undisturbed").communicate()[1] == ""
     told = mounted(f"""
         mount -t tmpfs -o size=1300k none disk  # of 0.4 MB is the first, then 0.8
