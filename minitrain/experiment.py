@@ -2,9 +2,9 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +71,7 @@ def run(
     with locked(folder):
         start = None
         if config.resume:
-            start, config = restore(config, folder, parts.state, summary)
-            for group in optimizer.param_groups:  # lr stays: the schedule sets it
-                group.update(config.optimizer.model_dump(exclude={"lr"}))
+            start, config = restore(config, folder, parts.restore, summary)
         finished = finished_summary(folder)
         if finished is not None and start == finished.steps == parts.num_steps:
             say(f"{folder} is finished: nothing is left to do")
@@ -168,6 +166,14 @@ class Parts(NamedTuple):
             "random": RandomStates(self.batches.inputs.device),
         }
         return {name: part for name, part in named.items() if part is not None}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state of a checkpoint, with the options of the settings."""
+        for name, part in self.state.items():
+            if name in state:  # a panel may be new
+                part.load_state_dict(state[name])
+        for group in self.optimizer.param_groups:  # lr stays: the schedule sets it
+            group.update(self.config.optimizer.model_dump(exclude={"lr"}))
 
     def train(self, start: int = 0) -> Iterator[Step]:
         """The steps after the first `start` ones, whose state was restored before."""

@@ -277,23 +277,23 @@ def batch_too_small(run: Findings) -> Said:
 
     At the end of a good run it always does: when little is left to learn.
     """
-    scales = run.all("noise/scale")
-    if not run.is_past(0.8) or run.is_stuck() or len(scales) < 6:
+    shares = run.all("noise/signal_share")
+    if not run.is_past(0.8) or run.is_stuck() or len(shares) < 6:
         return None
-    usual = sorted(scales)[len(scales) // 3]
-    if usual < 20 * run.batch_size:
+    usual = sorted(shares)[2 * len(shares) // 3]
+    if usual > 1 / 21:  # a noise scale of 20 batches
         return None
     return (
-        f"the gradient noise scale was above {usual:.0f} samples for two thirds of the "
-        f"run, and a batch has {run.batch_size}.",
-        f"Try --data.batch-size {_power_of_two(usual)}, or --accumulate.",
+        f"for two thirds of the run at most {usual:.1%} of the squared length of a "
+        f"batch's gradient was signal: {run.batch_size} samples are few.",
+        f"Try --data.batch-size {16 * run.batch_size}, or --accumulate 16.",
     )
 
 
 def batch_too_large(run: Findings) -> Said:
     """A gradient that is as sure with a tenth of the samples."""
-    scales = run.all("noise/scale")
-    if not run.is_past(0.5) or len(scales) < 3 or max(scales) > run.batch_size / 10:
+    shares, scales = run.all("noise/signal_share"), run.all("noise/scale")
+    if not run.is_past(0.5) or len(shares) < 3 or min(shares) < 10 / 11:
         return None
     return (
         f"the gradient noise scale was never above {max(scales):.0f} samples, and a "

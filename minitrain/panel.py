@@ -110,6 +110,8 @@ class Panel:
     clip/fraction            share of the steps since the last reading that were clipped
     noise/scale              see `NoiseScale`: samples in a batch whose gradient is
                              as long as its noise
+    noise/signal_share       |G|^2 / (|G|^2 + tr(Sigma) / B): what of the squared length
+                             of a batch's gradient is not noise
     audit/...                see `StepAudit`
     truth/error              see `Slope`: along the whole gradient,
     truth/worst_error        and the largest along the part of any parameter
@@ -362,6 +364,11 @@ class Panel:
         self.noise.update(mean_square, batch_norm**2, watch.num_samples)
         if self.noise.value is not None:
             watch.readings["noise/scale"] = self.noise.value
+        if (estimate := self.noise.estimate) is not None:
+            signal = max(estimate.gradient_square, 0.0)
+            noise = max(estimate.trace, 0.0) / watch.num_samples
+            if signal + noise > 0:
+                watch.readings["noise/signal_share"] = signal / (signal + noise)
 
     def _truth(self, watch: Watch, full: Replay, tolerance: float) -> None:
         """Compare g with differences of the loss: as a whole, and part by part."""

@@ -15,7 +15,7 @@ from minitrain.checkpoint import Checkpoint
 from minitrain.config import changes, from_toml, read
 from minitrain.descent import Example, descend
 from minitrain.errors import CheckpointError, NotFiniteError, SettingsError
-from minitrain.experiment import Parts, prepare
+from minitrain.experiment import prepare
 from minitrain.explain import Held, Rule
 from minitrain.instruments import fingerprint
 from minitrain.sgd import sgd_update
@@ -74,7 +74,7 @@ def replay(
     num_done, changed = 0, []
     if start is not None:
         num_done = start.step
-        _restore(parts, start)
+        parts.restore(start.state)
         free, bound = changes(from_toml(start.state["settings"]), config)
         changed = [each for each in free if each.startswith("epochs:")] + bound
     steps = parts.train(num_done)
@@ -196,15 +196,6 @@ def _checkpoints(folder: Path) -> Iterator[Checkpoint]:
             yield checkpoint.load(path)
         except CheckpointError as error:
             print(f"{error}; passed over", file=sys.stderr)
-
-
-def _restore(parts: Parts, found: Checkpoint) -> None:
-    """Put the parts of a run into the state of a checkpoint."""
-    for name, part in parts.state.items():
-        part.load_state_dict(found.state[name])
-    for group in parts.optimizer.param_groups:  # lr stays: the schedule sets it
-        group.update(parts.config.optimizer.model_dump(exclude={"lr"}))
-    torch.set_rng_state(found.state["random"])
 
 
 def _known(name: str | None, names: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -90,7 +90,10 @@ class Saver:
 
 
 def restore(
-    config: Config, folder: Path, parts: Mapping[str, Stateful], summary: Summary
+    config: Config,
+    folder: Path,
+    restore_parts: Callable[[Mapping[str, Any]], None],
+    summary: Summary,
 ) -> tuple[int | None, Config]:
     """Restore the newest intact checkpoint; its step, or None where there is none.
 
@@ -125,9 +128,7 @@ def restore(
     if any(change.startswith(MACHINE) for change in free):
         say("warning: the last bits may differ from those of the undisturbed run")
     try:
-        for name, part in parts.items():
-            if name in found.state:  # the panel may be new
-                part.load_state_dict(found.state[name])
+        restore_parts(found.state)
     except (RuntimeError, ValueError):
         raise CheckpointError(
             f"{found.path} does not fit the model that the settings describe"

@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import crc32c
 import torch
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary as torch_summary
 
@@ -64,7 +64,6 @@ class Board:
         if resume_after is not None:
             _keep_until(resume_after, folder, folder / name)
         self._file = open(folder / name, "xb" if resume_after is None else "ab")  # noqa: SIM115
-        self._records = RecordWriter(self._file)
         self._pending: list[tuple[int, float, Mapping[str, Tensor | float]]] = []
         self._last_flush = time.monotonic()
         self._failed = False
@@ -200,8 +199,8 @@ class Board:
         self._write(Event(step=step, wall_time=time.time(), summary=summary))
 
     def _write(self, event: Any) -> None:
-        record = event.SerializeToString()
-        self._ask(lambda: self._records.write(record))
+        record = _framed(event.SerializeToString())
+        self._ask(lambda: self._file.write(record))
 
     def _ask(self, action: Callable[[], Any]) -> None:
         """Write, until writing fails: then warn, and let the training go on without."""
@@ -248,6 +247,21 @@ def step_scalars(step: Step, names: Sequence[str]) -> dict[str, Tensor | float]:
     }
 
 
+def _framed(data: bytes) -> bytes:
+    """A record of an event file: its length and its bytes, each with its checksum.
+
+    TensorBoard's own writer adds up the checksum in Python, in 60 times the time.
+    """
+    length = struct.pack("<Q", len(data))
+    return length + _checksum(length) + data + _checksum(data)
+
+
+def _checksum(data: bytes) -> bytes:
+    """The CRC-32C, rotated and shifted as the format of TensorFlow's records asks."""
+    crc = crc32c.crc32c(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
 def _keep_until(step: int, folder: Path, path: Path) -> None:
     """Gather the events up to a step, of all files in the folder, in the one at `path`.
 
@@ -269,9 +283,8 @@ def _keep_until(step: int, folder: Path, path: Path) -> None:
         if event.summary.value and event.step <= step and not is_end:
             kept.append((event.step, record))
     with replacing(path) as file:
-        records = RecordWriter(file)
         for _, record in sorted(kept, key=operator.itemgetter(0)):
-            records.write(record)
+            file.write(_framed(record))
     for file in files:
         file.unlink()
 

@@ -138,7 +138,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "batches of 2": (
         "batch too small",
-        {"batch_size": 2, "optimizer": {"lr": 0.003}},
+        {"batch_size": 2, "optimizer": {"lr": 0.001}},
     ),
     "batches of 8192": (
         "batch too large",

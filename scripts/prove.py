@@ -188,8 +188,8 @@ MUTANTS = [
     ),
     Mutant(
         "momentum not restored",
-        "saving",
-        [("if name in found.state:", 'if name in ("model", "panel", "random"):')],
+        "experiment",
+        [("if name in state:", 'if name in ("model", "panel", "random"):')],
         RUNS,
     ),
     Mutant(

@@ -28,6 +28,7 @@ HEALTHY: dict[str, float] = {
     "zero_share/b.bias": 0.0,
     "audit/margin": 0.05,
     "noise/scale": 150.0,
+    "noise/signal_share": 0.3,
 }
 
 
@@ -82,8 +83,8 @@ CASES = [
     ("flat plateau", {"loss/train": 2.3, "zero_share/a.weight": 1.0,
                       "zero_share/b.weight": 1.0}, {}),
     ("steep plateau", {"loss/train": 1.0}, {}),
-    ("batch too small", {}, {"batch_size": 2}),
-    ("batch too large", {}, {"batch_size": 4096}),
+    ("batch too small", {"noise/signal_share": 0.02}, {"batch_size": 2}),
+    ("batch too large", {"noise/signal_share": 0.97}, {"batch_size": 4096}),
     ("overfitting", {"loss/test": lambda step: 0.5 + step / 20}, {}),
 ]  # fmt: skip
 
