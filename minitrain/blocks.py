@@ -25,6 +25,9 @@ BLOCK = 2**20
 """Elements that the rule passes over several times before it goes on: parameters,
 gradients and buffers, 12 MB of float32, are then read from memory once."""
 
+SMALL = 2**12
+"""Elements below which torch's fused kernel takes longer to start than to update."""
+
 EXACT = [
     {(Tensor, dtype, torch.strided, True)} for dtype in (torch.float32, torch.float64)
 ]
@@ -68,7 +71,9 @@ def apply_grouped(
     """
     if not _are_independent(updates, options, group):
         return updates
-    if group["fused"] and not _is_one_pass(options):
+    num_elements = sum([param.numel() for param, _, _ in updates])
+    are_large = num_elements >= SMALL * len(updates)
+    if group["fused"] and are_large and not _is_one_pass(options):
         updates = _apply_fused(updates, options)
     if group["foreach"] is False:
         return updates

@@ -77,7 +77,7 @@ def run(
             say(f"{folder} is finished: nothing is left to do")
             return finished
         if panel is not None:
-            config = _with_cadence(config, parts, panel)
+            config = with_cadence(config, parts, panel)
         with (
             stop,
             recording(
@@ -247,7 +247,7 @@ def prepare(config: Config) -> Parts:
     )
 
 
-def _with_cadence(config: Config, parts: Parts, panel: Panel) -> Config:
+def with_cadence(config: Config, parts: Parts, panel: Panel) -> Config:
     """Give the panel its cadence, measured now where the settings leave it open.
 
     The settings returned have the numbers, so that the run keeps them when it resumes.

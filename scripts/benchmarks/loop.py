@@ -1,0 +1,110 @@
+"""An epoch of training against a bare PyTorch loop, and what watching it costs."""
+
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.compare import Row, compare
+from torch import Tensor, nn
+
+from minitrain import SGD, Batches, Board, ParameterVector, train
+from minitrain.models import CNN, MLP
+from minitrain.panel import Panel
+from minitrain.tensorboard import step_scalars
+
+OPTIONS: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
+LOSS = nn.functional.cross_entropy
+
+
+def logged_epoch(
+    make_model: Callable[[], nn.Module], inputs: Tensor, labels: Tensor, every: int
+) -> None:
+    """With loss, global and per-parameter gradient norm on the board; 0 is never."""
+    model = make_model()
+    names = [name for name, _ in model.named_parameters()]
+    optimizer = SGD(ParameterVector(model), **OPTIONS)
+    batches = Batches(inputs, labels, 64, seed=0)
+    steps = train(model, optimizer, batches, LOSS, measure_every=every or len(inputs))
+    with tempfile.TemporaryDirectory() as folder, Board(Path(folder)) as board:
+        for step in steps:
+            if every and step.grad_norms is not None:
+                board.log(step.number, step_scalars(step, names))
+
+
+def bare_epoch(
+    make_model: Callable[[], nn.Module], inputs: Tensor, labels: Tensor
+) -> None:
+    """The same epoch as a plain loop over resident tensors that logs nothing."""
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), **OPTIONS, fused=True)
+    for indices in torch.randperm(len(inputs)).split(64):
+        optimizer.zero_grad()
+        loss = LOSS(model(inputs[indices]), labels[indices])
+        loss.backward()
+        optimizer.step()
+
+
+def rows(rounds: int) -> Iterator[Row]:
+    for make_model, num in ((MLP, 60_000), (CNN, 6_400)):
+        data = torch.randn(num, 1, 28, 28), torch.randint(10, (num,))
+        logged = functools.partial(logged_epoch, make_model, *data)
+        bare = functools.partial(bare_epoch, make_model, *data)
+        name = make_model.__name__
+        every_step = functools.partial(logged, 1)
+        quiet = functools.partial(logged, 0)
+        yield compare(
+            f"{name}, every step logged", every_step, "bare loop", bare, rounds
+        )
+        yield compare(
+            f"{name}, logging alone", every_step, "not logging", quiet, rounds
+        )
+
+
+def panel_rows(rounds: int) -> Iterator[Row]:
+    """Training with the default panel against none, both logging every tenth step."""
+    for make_model, num in ((MLP, 60_000), (CNN, 12_800)):
+        inputs, labels = torch.randn(num, 1, 28, 28), torch.randint(10, (num,))
+        sides = [Watched(make_model, inputs, labels, on) for on in (True, False)]
+        name = f"{make_model.__name__}, default panel"
+        found = compare(name, sides[0], "no panel", sides[1], rounds)
+        yield found._replace(note=f"its own figure: {sides[0].share:.3f}")
+
+
+class Watched:
+    """An epoch with the panel on or off; the cadence is measured once, as in a run."""
+
+    def __init__(
+        self,
+        make_model: Callable[[], nn.Module],
+        inputs: Tensor,
+        labels: Tensor,
+        on: bool,
+    ) -> None:
+        self.make_model, self.on = make_model, on
+        self.batches = Batches(inputs, labels, 64, seed=0)
+        self.share = 0.0
+        model = make_model()
+        panel = Panel(model, SGD(ParameterVector(model), **OPTIONS))
+        x, y = next(iter(self.batches.epoch(1)))
+        self.cadence = panel.fit(lambda: LOSS(model(x), y), 64, 0.03, unit=10)
+
+    def __call__(self) -> None:
+        model = self.make_model()
+        names = [name for name, _ in model.named_parameters()]
+        optimizer = SGD(ParameterVector(model), **OPTIONS)
+        panel = Panel(model, optimizer, self.cadence) if self.on else None
+        steps = train(
+            model, optimizer, self.batches, LOSS, measure_every=10, panel=panel
+        )
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder, Board(Path(folder)) as board:
+            for step in steps:
+                if values := step_scalars(step, names):
+                    board.log(step.number, values)
+        if panel is not None:
+            whole = time.perf_counter() - start
+            self.share = panel.seconds / (whole - panel.seconds)
