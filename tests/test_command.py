@@ -89,7 +89,7 @@ def test_kills_of_the_program_change_nothing(rng: random.Random, tmp_path: Path)
                 told = process.stdout.readline()
                 if Path("/proc").exists():
                     assert sockets(process) == []
-                time.sleep(rng.uniform(0, training / 2))
+                time.sleep(rng.uniform(0, training / 6))
             process.kill()
         out, error = process.communicate()
         saved = re.findall(r"saved checkpoint step=(\d+) .*\n", told + out)
