@@ -27,8 +27,8 @@ from harness import command, contents, points, start, verified
 from minitrain import errors, experiment
 from minitrain.config import Config, parse
 
-NUM_KILLS = int(os.environ.get("MINITRAIN_NUM_COMMAND_KILLS", "3"))
-NUM_SIGNALS = int(os.environ.get("MINITRAIN_NUM_SIGNALS", "6"))
+NUM_KILLS = int(os.environ.get("MINITRAIN_NUM_COMMAND_KILLS", "2"))
+NUM_SIGNALS = int(os.environ.get("MINITRAIN_NUM_SIGNALS", "4"))
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 pytestmark = [
