@@ -1,7 +1,7 @@
 """Prove what is said of runs that survive: python scripts/prove.py [--mutants]
 
 Runs the tests of each claim with as many repetitions as the claim speaks of, two claims
-at a time, about fifteen minutes on two cores, and prints a table. With `--mutants` it
+at a time, about twenty minutes on two cores, and prints a table. With `--mutants` it
 plants one fault after the other into a copy of the program instead, and shows that the
 tests see each.
 """

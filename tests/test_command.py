@@ -27,8 +27,8 @@ from harness import command, contents, points, start, verified
 from minitrain import errors, experiment
 from minitrain.config import Config, parse
 
-NUM_KILLS = int(os.environ.get("MINITRAIN_NUM_COMMAND_KILLS", "3"))
-NUM_SIGNALS = int(os.environ.get("MINITRAIN_NUM_SIGNALS", "6"))
+NUM_KILLS = int(os.environ.get("MINITRAIN_NUM_COMMAND_KILLS", "2"))
+NUM_SIGNALS = int(os.environ.get("MINITRAIN_NUM_SIGNALS", "4"))
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 pytestmark = [
@@ -89,7 +89,7 @@ def test_kills_of_the_program_change_nothing(rng: random.Random, tmp_path: Path)
                 told = process.stdout.readline()
                 if Path("/proc").exists():
                     assert sockets(process) == []
-                time.sleep(rng.uniform(0, training / 2))
+                time.sleep(rng.uniform(0, training / 6))
             process.kill()
         out, error = process.communicate()
         saved = re.findall(r"saved checkpoint step=(\d+) .*\n", told + out)
