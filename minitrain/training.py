@@ -109,7 +109,8 @@ def train(
             is_last = ends_epoch and epoch == epochs
             batch = (model, window, loss_fn, device)
             watching = nullcontext(Watch())
-            if panel is not None:
+            is_watched = panel is not None and panel.is_due(number, is_last)
+            if panel is not None and is_watched:
                 loss_of = functools.partial(_mean_loss, *batch)
                 watching = panel.watch(
                     number, loss_of, is_last=is_last, autocast=autocast
@@ -133,6 +134,8 @@ def train(
                     nn.utils.clip_grads_with_norm_(optimized, clip_norm, norm)
 
                 optimizer.step()
+            if panel is not None and not is_watched:
+                panel.pass_over(watch.clip_factor)
             yield Step(
                 number=number,
                 epoch=epoch,

@@ -204,7 +204,7 @@ MUTANTS = [
         [
             ("                both =", "                optimizer.step()\n"
              "                both ="),
-            ("optimizer.step()\n            yield", "pass\n            yield"),
+            ("optimizer.step()\n            if panel", "pass\n            if panel"),
         ],
         RUNS,
     ),
