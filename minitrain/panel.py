@@ -170,7 +170,7 @@ class Panel:
                     self.optimizer.zero_grad()
                     replay.loss().backward()
                     step = min(step, time.perf_counter() - start)
-                self._before_update(watch, replay, replay)
+                    self._before_update(watch, replay, replay)
                 self._after_update(watch, replay)
                 for kind, seconds in self.costs.items():
                     costs[kind] = min(costs[kind], 2 * seconds)  # here caches are warm

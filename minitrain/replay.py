@@ -1,8 +1,10 @@
 """One step of a run or a walk made once more, for the numbers around one weight."""
 
 import difflib
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,9 +56,12 @@ def replay(
     config = read(folder / "config.toml")
     unwatched = config.instruments.model_copy(update={"budget": 0.0})
     parts = prepare(config.model_copy(update={"instruments": unwatched}))
-    if not 1 <= step <= parts.num_steps:
+    kept = [*_checkpoints(folder)]
+    told = _told(folder, kept)
+    num_steps = told.get("steps", 0)
+    if not 1 <= step <= num_steps:
         raise SettingsError(
-            f"step = {step}: the run has the steps 1 to {parts.num_steps}"
+            f"step = {step}: the run has made the steps 1 to {num_steps}"
         )
     theta: Any = parts.optimizer.param_groups[0]["params"][0]
     vector = theta.vector
@@ -65,15 +70,21 @@ def replay(
     _check_index(index, name, shape)
 
     same = start = None
-    for found in _checkpoints(folder):
+    for found in kept:
         if found.step == step:
             same = found
         elif found.step < step:
             start = found
             break
-    num_done, changed = 0, []
+    num_done, changed = start.step if start is not None else 0, []
+    for change in told.get("changes", ()):
+        if num_done < change["step"]:
+            raise SettingsError(
+                f"step {step} cannot be replayed: after step {change['step']} the run "
+                f"changed {'; '.join(change['settings'])}, and no checkpoint from then "
+                "on is before it"
+            )
     if start is not None:
-        num_done = start.step
         parts.restore(start.state)
         free, bound = changes(from_toml(start.state["settings"]), config)
         changed = [each for each in free if each.startswith("epochs:")] + bound
@@ -196,6 +207,16 @@ def _checkpoints(folder: Path) -> Iterator[Checkpoint]:
             yield checkpoint.load(path)
         except CheckpointError as error:
             print(f"{error}; passed over", file=sys.stderr)
+
+
+def _told(folder: Path, kept: Sequence[Checkpoint]) -> dict[str, Any]:
+    """The summary of a run: as it ended, or that of its newest checkpoint."""
+    newest = dict(kept[0].state["summary"]) if kept else {}
+    with suppress(OSError, ValueError):
+        ended = json.loads((folder / "summary.json").read_text())
+        if ended["steps"] >= newest.get("steps", 0):
+            return ended
+    return newest
 
 
 def _known(name: str | None, names: list[str]) -> str:

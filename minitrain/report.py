@@ -53,6 +53,8 @@ class Summary:
     """Since the process started."""
     fingerprint: str = ""
     """SHA-256 over the final parameters and optimizer state."""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Settings that changed the result when the run was resumed: after which step."""
     findings: list[dict[str, Any]] = field(default_factory=list)
     """What the instruments found: kind, step, text and advice of each."""
     versions: dict[str, str] = field(

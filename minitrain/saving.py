@@ -136,6 +136,8 @@ def restore(
     for name, value in before.items():
         setattr(summary, name, value)
     summary.versions = versions
+    if bound:
+        summary.changes.append({"step": found.step, "settings": bound})
     say(f"resumed step={found.step} path={found.path}")
     cadence = {k: v for k, v in config.instruments if v is None}
     cadence = {kind: getattr(old.instruments, kind) for kind in cadence}

@@ -84,6 +84,7 @@ def test_a_run_leaves_settings_events_and_summary(run, capsys) -> None:
         "total_seconds",
         "fingerprint",
         "seed",
+        "changes",
         "findings",
         "run_id",
         "versions",

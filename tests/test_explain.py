@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from minitrain import checkpoint, data, digits, experiment, replay, sgd
-from minitrain.config import Config
+from minitrain.config import Config, read
 from minitrain.errors import exit_code
 from minitrain.explain import FLOAT32, FLOAT64, Held, Rule, textbook, worked
 from minitrain.sgd import sgd_update
@@ -197,6 +197,22 @@ def test_a_run_that_is_another_one_is_told(tmp_path, explain: Explain) -> None:
     assert "Settings changed since then: optimizer.momentum: 0.9 -> 0.8." in out
 
 
+def test_a_step_made_by_other_settings_is_not_invented(
+    tmp_path, explain: Explain
+) -> None:
+    """config.toml holds the last settings; steps before they changed had others."""
+    experiment.run(settings(tmp_path))
+    kept = read(tmp_path / "config.toml")
+    optimizer = kept.optimizer.model_copy(update={"momentum": 0.5})
+    update = {"optimizer": optimizer, "epochs": 2, "allow_changes": True}
+    experiment.run(kept.model_copy(update=update | {"resume": True}))
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.unlink()  # as rotation does in the course of a longer run
+    command = (tmp_path, "--step", 7, "--parameter", NAME, "--index", *INDEX)
+    code, _, error = explain(*command)
+    assert code == 2 and "optimizer.momentum: 0.9 -> 0.5" in error
+
+
 @pytest.mark.parametrize("form", [FLOAT32, FLOAT64])
 @pytest.mark.parametrize(
     ("dampening", "nesterov"), [(0.0, False), (0.3, False), (0.0, True)]
@@ -335,7 +351,7 @@ def test_errors_are_for_people(tmp_path, explain: Explain) -> None:
         (("nowhere", "--step", 1), 2, "there is no run nowhere"),
         ((tmp_path / "checkpoints", "--step", 1), 2, "it holds no config.toml"),
         ((tmp_path, "--step", 0), 2, "step = 0: must be greater than or equal to 1"),
-        ((tmp_path, "--step", 11), 2, "step = 11: the run has the steps 1 to 10"),
+        ((tmp_path, "--step", 11), 2, "step = 11: the run has made the steps 1 to 10"),
         (
             (tmp_path, "--step", 1),
             2,
