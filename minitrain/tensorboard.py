@@ -199,8 +199,8 @@ class Board:
         self._write(Event(step=step, wall_time=time.time(), summary=summary))
 
     def _write(self, event: Any) -> None:
-        record = _framed(event.SerializeToString())
-        self._ask(lambda: self._file.write(record))
+        data = event.SerializeToString()
+        self._ask(lambda: self._file.write(_framed(data)))
 
     def _ask(self, action: Callable[[], Any]) -> None:
         """Write, until writing fails: then warn, and let the training go on without."""

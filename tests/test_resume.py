@@ -19,9 +19,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from harness import PANEL, SCRIPT, contents, points
-from tensorboard.summary.writer.record_writer import RecordWriter
 
-from minitrain import checkpoint, config, errors, experiment
+from minitrain import checkpoint, config, errors, experiment, tensorboard
 from minitrain.config import Config, changes, from_toml, parse
 from minitrain.errors import CheckpointError, RunDirectoryError, SettingsError, Stopped
 from minitrain.instruments import fingerprint
@@ -383,16 +382,14 @@ def test_a_disk_that_is_full_for_a_while_is_ridden_out(
 def test_points_that_cannot_be_written_cost_no_training(
     tmp_path, monkeypatch, undisturbed, capsys
 ) -> None:
-    class Full(RecordWriter):
-        num = 0
+    count, framed = itertools.count(1), tensorboard._framed
 
-        def write(self, data) -> None:
-            self.num += 1
-            if self.num > 6:
-                raise full()
-            super().write(data)
+    def failing(data: bytes) -> bytes:
+        if next(count) > 6:
+            raise full()
+        return framed(data)
 
-    monkeypatch.setattr("minitrain.tensorboard.RecordWriter", Full)
+    monkeypatch.setattr(tensorboard, "_framed", failing)
     assert experiment.run(settings(tmp_path)).fingerprint == undisturbed()[0]
     error = capsys.readouterr().err
     assert error.count("warning: no more points for TensorBoard in ") == 1
