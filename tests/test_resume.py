@@ -382,6 +382,7 @@ def test_a_disk_that_is_full_for_a_while_is_ridden_out(
 def test_points_that_cannot_be_written_cost_no_training(
     tmp_path, monkeypatch, undisturbed, capsys
 ) -> None:
+    expected = undisturbed()[0]
     count, framed = itertools.count(1), tensorboard._framed
 
     def failing(data: bytes) -> bytes:
@@ -390,7 +391,7 @@ def test_points_that_cannot_be_written_cost_no_training(
         return framed(data)
 
     monkeypatch.setattr(tensorboard, "_framed", failing)
-    assert experiment.run(settings(tmp_path)).fingerprint == undisturbed()[0]
+    assert experiment.run(settings(tmp_path)).fingerprint == expected
     error = capsys.readouterr().err
     assert error.count("warning: no more points for TensorBoard in ") == 1
     assert f"{tmp_path}/events" in error and "No space left on device" in error
