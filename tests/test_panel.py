@@ -489,3 +489,57 @@ def test_hooks_are_gone_after_the_block_and_after_an_error() -> None:
         except KeyError:
             pass
         assert num_hooks() == 0
+
+
+def test_the_noise_is_that_of_the_gradients_of_single_samples() -> None:
+    """Of the first step, from one backward pass a sample; clipping is no noise."""
+    model, batches = mlp(), data()
+    x, y = next(iter(batches.epoch(1)))
+    grads = []
+    for i in range(len(y)):
+        model.zero_grad()
+        LOSS(model(x[i : i + 1]), y[i : i + 1]).backward()
+        grads.append(torch.cat([p.grad.double().flatten() for p in model.parameters()]))
+    single, num = torch.stack(grads), len(y)
+    mean_square = single.square().sum(dim=1).mean().item()
+    batch_square = single.mean(dim=0).square().sum().item()
+    signal = (num * batch_square - mean_square) / (num - 1)
+    trace = (mean_square - batch_square) / (1 - 1 / num)
+
+    model.zero_grad()
+    optimizer = SGD(ParameterVector(model), lr=0.1)
+    panel = Panel(model, optimizer, EVERYTHING)
+    first = next(train(model, optimizer, batches, LOSS, clip_norm=0.1, panel=panel))
+    share = signal / (signal + trace / num)
+    assert first.readings["noise/scale"] == pytest.approx(trace / signal, rel=1e-4)
+    assert first.readings["noise/signal_share"] == pytest.approx(share, rel=1e-4)
+
+
+def test_a_clipped_gradient_is_no_lie() -> None:
+    model = mlp()
+    optimizer = SGD(ParameterVector(model), lr=0.1)
+    panel = Panel(model, optimizer, Cadence(look=0, audit=0, truth=1, noise=0))
+    for _ in train(model, optimizer, data(), LOSS, clip_norm=0.1, panel=panel):
+        assert not any(slope.is_wrong for slope in panel.slopes.values()), panel.slopes
+
+
+def test_a_run_that_is_made_longer_reads_what_a_long_one_reads() -> None:
+    """The last step is read in any case; of that no later reading may know."""
+    cadence = Cadence(look=3, audit=3, truth=0, noise=3)
+
+    def readings(epochs: int, parts: tuple, start: int = 0) -> dict[int, dict]:
+        model, optimizer, panel = parts
+        steps = train(
+            model, optimizer, data(), LOSS, epochs=epochs, panel=panel, start=start
+        )
+        return {s.number: {t: float(v) for t, v in s.readings.items()} for s in steps}
+
+    def fresh() -> tuple[nn.Module, SGD, Panel]:
+        model = mlp()
+        optimizer = SGD(ParameterVector(model), lr=0.1, momentum=0.9)
+        return model, optimizer, Panel(model, optimizer, cadence)
+
+    whole, parts = readings(2, fresh()), fresh()
+    short = readings(1, parts)
+    assert short.pop(10) != whole[10], "the last step of the short run is read"
+    assert short | {10: whole[10]} | readings(2, parts, start=10) == whole
