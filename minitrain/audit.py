@@ -121,7 +121,8 @@ def step_audit(
         limit = largest_stable_lr(
             curvature, momentum=momentum, dampening=dampening, nesterov=nesterov
         )
-    return StepAudit(promised, delivered, ratio, curvature, limit, lr / limit)
+    margin = lr / limit if limit else math.inf  # 0 where the loss overflows
+    return StepAudit(promised, delivered, ratio, curvature, limit, margin)
 
 
 def largest_stable_lr(

@@ -75,6 +75,11 @@ def test_where_it_curves_down_no_learning_rate_is_too_large() -> None:
     assert step_audit(1.0, -1.0, -1.0, 1.0, lr=0.1).margin == 0
 
 
+def test_a_loss_that_overflows_ends_no_audit() -> None:
+    audit = step_audit(1.0, math.inf, -1.0, 1.0, lr=0.1, resolution=1e-6)
+    assert audit.margin == math.inf and audit.largest_stable_lr == 0
+
+
 def small_model() -> nn.Module:
     return nn.Sequential(
         nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 3)
