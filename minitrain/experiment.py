@@ -39,7 +39,7 @@ from minitrain.sgd import SGD
 from minitrain.sharpness import sharpness
 from minitrain.signals import Stop
 from minitrain.storage import check_unused, create_folder, locked
-from minitrain.tensorboard import Board, as_numbers, step_scalars
+from minitrain.tensorboard import Board, step_scalars
 from minitrain.training import Step, evaluate, evaluating, predict, train
 from minitrain.vector import ParameterVector
 
@@ -107,7 +107,7 @@ def run(
                 summary.train_seconds += seconds
                 num_samples += step.num_samples
                 epoch_seconds += seconds
-                if values := as_numbers(step_scalars(step, names)):
+                if values := step_scalars(step, names):
                     board.log(step.number, values)
                     tell(summary, findings.note(step.number, values))
                 if panel is not None and "truth/worst_error" in step.readings:

@@ -21,7 +21,7 @@ from minitrain.instruments import dot, length, norm, norms, zero_shares
 from minitrain.noise import NoiseScale, PerSampleNorms, per_sample_norms
 from minitrain.vector import Theta
 
-Readings = dict[str, Tensor | float]
+Readings = dict[str, float]
 WHOLE = "all"
 """The name of the whole vector among those of its parts."""
 
@@ -333,7 +333,7 @@ class Panel:
         theta_norms = norms(self._parts(before))
         update_norm, grad_norm = length(update_norms), norm(grads)
         downhill = -dot(updates, grads) / (update_norm * grad_norm)
-        readings: Readings = {
+        readings: dict[str, Tensor | float] = {
             "update_norm/global": update_norm,
             "update_ratio/global": update_norm / length(theta_norms),
             "cosine/steepest_descent": downhill,
@@ -361,7 +361,7 @@ class Panel:
             num_clipped = self._num_clipped + (watch.clip_factor < 1)
             readings["clip/fraction"] = num_clipped / (self._num_steps + 1)
         self._num_steps = self._num_clipped = 0
-        watch.readings |= readings
+        watch.readings |= _as_numbers(readings)
 
     def _audit(self, watch: Watch, same: Replay) -> None:
         """Compare the decrease of the loss that g promised with the one delivered."""
@@ -491,3 +491,12 @@ class Panel:
 
 def _differences(before: list[Tensor], after: list[Tensor]) -> list[Tensor]:
     return [b.detach() - a.detach() for a, b in zip(before, after, strict=True)]
+
+
+def _as_numbers(readings: dict[str, Tensor | float]) -> Readings:
+    """The readings as numbers, all tensors among them read from the device at once."""
+    tensors = [x for x in readings.values() if isinstance(x, Tensor)]
+    read = iter(torch.stack(tensors).tolist())
+    return {
+        tag: next(read) if isinstance(x, Tensor) else x for tag, x in readings.items()
+    }

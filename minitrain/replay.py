@@ -115,7 +115,7 @@ def replay(
         lambda flat: vector.split(flat)[place][index].item(),
     )._replace(grad=grads[-1])
     if rule.clip_norm is not None:
-        norm = made.grad_norm
+        norm = before.new_tensor(made.grad_norm)
         beside = torch.zeros_like(norm)
         beside.grad = torch.ones_like(norm)  # what clipping makes of a 1
         torch.nn.utils.clip_grads_with_norm_([beside], rule.clip_norm, norm)

@@ -1,9 +1,8 @@
 """A TensorBoard run as one event file, written so that watching costs next to nothing.
 
 `torch.utils.tensorboard.SummaryWriter` writes an event for every scalar, reads every
-value from the device at once, and keeps hyperparameters in a run of their own. Here all
-values of a step are one event, stay on the device until they are flushed together, and
-everything about a training is one run.
+value from the device by itself, and keeps hyperparameters in a run of their own. Here
+all values of a step are one event, and everything about a training is one run.
 """
 
 import itertools
@@ -11,17 +10,15 @@ import operator
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import crc32c
-import torch
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
-from torch import Tensor
 from torch.utils.tensorboard import summary as torch_summary
 
 from minitrain.errors import warn
@@ -50,7 +47,7 @@ class Board:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, Board(Path(folder)) as board:
-    ...     board.log(1, {"loss/train": torch.tensor(0.5), "lr": 0.1})
+    ...     board.log(1, {"loss/train": 0.5, "lr": 0.1})
 
     With `resume_after` the events in the folder up to and including that step are kept
     and continued, and later ones dropped: a step is there once, whatever happened.
@@ -64,20 +61,18 @@ class Board:
         if resume_after is not None:
             _keep_until(resume_after, folder, folder / name)
         self._file = open(folder / name, "xb" if resume_after is None else "ab")  # noqa: SIM115
-        self._pending: list[tuple[int, float, Mapping[str, Tensor | float]]] = []
         self._last_flush = time.monotonic()
         self._failed = False
         if resume_after is None:
             self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._file.flush()
 
-    def log(self, step: int, values: Mapping[str, Tensor | float]) -> None:
-        """Keep the scalars of a step, to be written as one event.
-
-        Values are numbers or tensors with one element, and must not be changed in place
-        afterwards: a tensor is read when it is flushed, not here.
-        """
-        self._pending.append((step, time.time(), values))
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the scalars of a step, as one event."""
+        scalars = [
+            Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()
+        ]
+        self._write_summary(Summary(value=scalars), step)
         self.beat()
 
     def beat(self) -> None:
@@ -89,33 +84,11 @@ class Board:
             self.flush()
 
     def flush(self) -> None:
-        """Read all kept values from the device at once and hand them to the system.
+        """Hand all points to the system.
 
         What was flushed survives the death of the process, by whatever signal.
         """
         self._last_flush = time.monotonic()
-        pending, self._pending = self._pending, []
-        tensors = [
-            value
-            for _, _, values in pending
-            for value in values.values()
-            if isinstance(value, Tensor)
-        ]
-        numbers: list[float] = []
-        if tensors:
-            numbers = torch.stack([t.detach().reshape(()) for t in tensors]).tolist()
-        read = iter(numbers)
-        for step, wall_time, values in pending:
-            summary = Summary(
-                value=[
-                    Summary.Value(
-                        tag=tag,
-                        simple_value=next(read) if isinstance(value, Tensor) else value,
-                    )
-                    for tag, value in values.items()
-                ]
-            )
-            self._write(Event(step=step, wall_time=wall_time, summary=summary))
         self._ask(self._file.flush)
 
     def sync(self) -> None:
@@ -216,20 +189,7 @@ class Board:
             )
 
 
-def as_numbers(values: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """The values as numbers, all of them read from the device at once."""
-    tensors = [value for value in values.values() if isinstance(value, Tensor)]
-    read: Iterator[float] = iter(())
-    if tensors:
-        flat = [tensor.detach().reshape(()) for tensor in tensors]
-        read = iter(torch.stack(flat).tolist())
-    return {
-        tag: next(read) if isinstance(value, Tensor) else float(value)
-        for tag, value in values.items()
-    }
-
-
-def step_scalars(step: Step, names: Sequence[str]) -> dict[str, Tensor | float]:
+def step_scalars(step: Step, names: Sequence[str]) -> dict[str, float]:
     """The tags and values of a step; `names` are those of its parameters.
 
     Quantity first, so that the curves of one quantity stand together. A step that was
@@ -237,7 +197,7 @@ def step_scalars(step: Step, names: Sequence[str]) -> dict[str, Tensor | float]:
     """
     if step.grad_norms is None:
         return step.readings
-    norms = zip(names, step.grad_norms.unbind(), strict=True)
+    norms = zip(names, step.grad_norms, strict=True)
     return {
         "loss/train": step.loss,
         "lr": step.lr,

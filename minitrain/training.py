@@ -20,7 +20,7 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class Step(NamedTuple):
-    """What one update did. Its tensors stay on the device until they are read."""
+    """What one update did, in plain numbers."""
 
     number: int
     """Completed updates, this one included."""
@@ -30,14 +30,14 @@ class Step(NamedTuple):
     """Whether it was the last of that pass."""
     num_samples: int
     """Samples whose losses were averaged."""
-    loss: Tensor
+    loss: float
     """Their mean loss, before the update."""
-    grad_norm: Tensor
+    grad_norm: float
     """|grad L| over all parameters together, before clipping."""
-    grad_norms: Tensor | None
+    grad_norms: list[float] | None
     """The same for each parameter, in the order of `model.named_parameters()` without
     frozen ones; None where the step was not measured."""
-    lr: float | Tensor
+    lr: float
     """Learning rate of the update."""
     readings: Readings
     """What a panel read of it, tags and values."""
@@ -122,15 +122,18 @@ def train(
 
                 optimized = [p for g in optimizer.param_groups for p in g["params"]]
                 norm = grad_norm([p.grad for p in optimized if p.grad is not None])
-                both = torch.stack((loss.reshape(()), norm)).tolist()  # one device sync
-                if not all(map(math.isfinite, both)):
+                values = [loss.reshape(1), norm.reshape(1)]
+                is_measured = number == 1 or number % measure_every == 0 or is_last
+                if is_measured:
+                    values.append(grad_norms(parameters))
+                # The step's only wait for the device.
+                loss_value, norm_value, *norm_values = torch.cat(values).tolist()
+                if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
                     raise NotFiniteError(
-                        _not_finite(model, optimizer, number, loss, norm)
+                        _not_finite(model, optimizer, number, loss_value, norm_value)
                     )
-                measured = number == 1 or number % measure_every == 0 or is_last
-                norms = grad_norms(parameters) if measured else None
                 if clip_norm is not None:
-                    watch.clip_factor = min(1.0, clip_norm / (both[1] + 1e-6))
+                    watch.clip_factor = min(1.0, clip_norm / (norm_value + 1e-6))
                     nn.utils.clip_grads_with_norm_(optimized, clip_norm, norm)
 
                 optimizer.step()
@@ -141,10 +144,10 @@ def train(
                 epoch=epoch,
                 ends_epoch=ends_epoch,
                 num_samples=watch.num_samples,
-                loss=loss,
-                grad_norm=norm,
-                grad_norms=norms,
-                lr=optimizer.param_groups[0]["lr"],
+                loss=loss_value,
+                grad_norm=norm_value,
+                grad_norms=norm_values if is_measured else None,
+                lr=float(optimizer.param_groups[0]["lr"]),
                 readings=watch.readings,
             )
         if number == before_epoch:
@@ -255,8 +258,8 @@ def _not_finite(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     number: int,
-    loss: Tensor,
-    norm: Tensor,
+    loss: float,
+    norm: float,
 ) -> str:
     """What is known of a step whose loss or gradient is infinite or NaN."""
     bad = [

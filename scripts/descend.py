@@ -137,7 +137,9 @@ def keep(
     with Board(folder) as board:
         board.text("run/equation", text)
         board.image("descent", png)
-        rows = zip(trajectory.values, trajectory.grad_norms, strict=True)
+        rows = zip(
+            trajectory.values.tolist(), trajectory.grad_norms.tolist(), strict=True
+        )
         for step, (value, norm) in enumerate(rows):
             board.log(step, {"value": value, "grad_norm/global": norm})
 

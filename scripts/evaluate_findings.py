@@ -23,7 +23,7 @@ from minitrain.errors import NotFiniteError, exit_code
 from minitrain.findings import Findings
 from minitrain.panel import Cadence, Panel
 from minitrain.schedules import SCHEDULES
-from minitrain.tensorboard import as_numbers, step_scalars
+from minitrain.tensorboard import step_scalars
 
 LOSS = nn.functional.cross_entropy
 
@@ -231,7 +231,7 @@ def findings_of(run: Run, seed: int) -> list[str]:
             panel=panel,
         ):
             number = step.number
-            findings.note(number, as_numbers(step_scalars(step, names)))
+            findings.note(number, step_scalars(step, names))
             if "truth/worst_error" in step.readings:
                 findings.check_slopes(number, panel.slopes)
             if step.ends_epoch and (step.epoch % max(1, run.epochs // 10) == 0):

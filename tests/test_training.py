@@ -79,7 +79,7 @@ def test_train_equals_a_bare_loop(source: str, flat: bool) -> None:
     ]
     assert [s.ends_epoch for s in steps] == [False, False, False, False, True] * epochs
     assert [s.num_samples for s in steps] == [5, 5, 5, 5, 3] * epochs
-    torch.testing.assert_close([s.grad_norm.item() for s in steps], norms)
+    torch.testing.assert_close([s.grad_norm for s in steps], norms)
 
 
 def test_the_loss_of_a_step_is_that_before_its_update() -> None:
@@ -89,8 +89,7 @@ def test_the_loss_of_a_step_is_that_before_its_update() -> None:
     (step,) = train(
         model, SGD(model.parameters(), lr=0.1), [(inputs, targets)], cross_entropy
     )
-    assert step.loss == cross_entropy(before(inputs), targets)
-    assert not step.loss.requires_grad and not step.grad_norm.requires_grad
+    assert step.loss == cross_entropy(before(inputs), targets).item()
 
 
 @pytest.mark.parametrize("batch_size", [4, 5], ids=["even", "ragged"])
@@ -125,7 +124,7 @@ def test_clipping_limits_the_update_and_reports_the_norm_before_it() -> None:
     assert update.norm().item() == pytest.approx(1e-3, rel=1e-3)
     assert step.grad_norm > 0.1
     assert step.grad_norms is not None
-    assert step.grad_norms.norm().item() == pytest.approx(step.grad_norm.item())
+    assert math.hypot(*step.grad_norms) == pytest.approx(step.grad_norm)
     # A bound that is not reached changes nothing.
     free, bound = network(), network()
     for other, clip_norm in ((free, None), (bound, 1e6)):
@@ -168,7 +167,7 @@ def test_bfloat16_is_used_in_the_forward_pass_alone() -> None:
     for step in train(
         model, optimizer, batches, cross_entropy, autocast=torch.bfloat16
     ):
-        assert step.loss.dtype == torch.float32
+        assert torch.tensor(step.loss).bfloat16().item() != step.loss
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
@@ -207,7 +206,7 @@ def test_the_caller_owns_the_loop() -> None:
     ):
         assert torch.is_grad_enabled()
         norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
-        torch.testing.assert_close(norm, step.grad_norm)
+        torch.testing.assert_close(norm.item(), step.grad_norm)
         if step.number == 7:
             break
     assert step.epoch == 2

@@ -18,7 +18,7 @@ from benchmarks.one_epoch_adam import one_epoch_adam
 from minitrain import Board, evaluate
 from minitrain.config import read
 from minitrain.experiment import Parts, prepare, with_cadence
-from minitrain.tensorboard import as_numbers, step_scalars
+from minitrain.tensorboard import step_scalars
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "mnist-99.toml"
 
@@ -28,7 +28,7 @@ def train_and_log(parts: Parts) -> None:
     names = [name for name, _ in parts.model.named_parameters()]
     with tempfile.TemporaryDirectory() as folder, Board(Path(folder)) as board:
         for step in parts.train():
-            if values := as_numbers(step_scalars(step, names)):
+            if values := step_scalars(step, names):
                 board.log(step.number, values)
                 parts.findings.note(step.number, values)
             board.beat()
