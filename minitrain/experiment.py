@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minitrain import checkpoint, data, models
+from minitrain.cadence import Cadence
 from minitrain.config import Config, ModelSettings, from_toml
 from minitrain.errors import CheckpointError, DataError, SettingsError, Stopped
 from minitrain.findings import Findings
@@ -20,7 +21,7 @@ from minitrain.instruments import (
     log2_counts,
     worst_mistakes,
 )
-from minitrain.panel import Cadence, Panel
+from minitrain.panel import Panel
 from minitrain.randomness import RandomStates
 from minitrain.report import (
     Summary,

@@ -8,17 +8,19 @@ the training.
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minitrain.audit import LossOf, Replay, Slope, check_slope, step_audit
+from minitrain.cadence import Cadence, cadence
 from minitrain.instruments import dot, length, norm, norms, zero_shares
-from minitrain.noise import NoiseScale, PerSampleNorms, per_sample_norms
+from minitrain.noise import NoiseScale
+from minitrain.per_sample import PerSampleNorms
 from minitrain.vector import Theta
 
 Readings = dict[str, float]
@@ -31,38 +33,6 @@ MEMORY = {"look": ("corner", "path_length", "clipping"), "noise": ("noise",)}
 
 
 NOTHING: frozenset[str] = frozenset()
-
-
-class Cadence(NamedTuple):
-    """Steps between two readings of each kind; 0 is never."""
-
-    look: int = 1
-    audit: int = 50
-    truth: int = 500
-    noise: int = 50
-
-
-def cadence(
-    costs: Mapping[str, float], step_seconds: float, budget: float, unit: int = 1
-) -> Cadence:
-    """How often readings of these costs can be made within a budget.
-
-    `costs` are the seconds of a reading of each kind, `budget` the share of the steps'
-    own time that the panel may take: half of it for `look`, a sixth for each other
-    kind. Every number of steps is a multiple of `unit` with one digit and zeros.
-
-    >>> costs = {"look": 0.1, "audit": 0.3, "truth": 5.0, "noise": 0.2}
-    >>> cadence(costs, step_seconds=1.0, budget=0.03, unit=10)
-    Cadence(look=10, audit=60, truth=1000, noise=40)
-    """
-
-    def steps_between(kind: str) -> int:
-        share = budget / (2 if kind == "look" else 6)
-        least = costs[kind] / (share * step_seconds * unit)
-        power = 10 ** max(0, math.floor(math.log10(max(least, 1))))
-        return unit * power * max(1, math.ceil(least / power))
-
-    return Cadence(*map(steps_between, Cadence._fields))
 
 
 @dataclass
@@ -142,9 +112,7 @@ class Panel:
         self._num_steps = self._num_clipped = 0
         self._loss = self._first_loss = 0.0
         self.noise = NoiseScale()
-        self._noise_is_checked = False
-        self.withheld: str | None = None
-        """Why there is no noise scale, if there is none."""
+        self._per_sample_norms: PerSampleNorms | None = None
 
     def fit(
         self,
@@ -184,9 +152,17 @@ class Panel:
         if "noise" not in watch.due or self.withheld is not None:
             yield
             return
-        with per_sample_norms(self.model, check=not self._noise_is_checked) as norms:
-            watch.norms = norms
+        is_first = self._per_sample_norms is None
+        if self._per_sample_norms is None:
+            self._per_sample_norms = PerSampleNorms(self.model)
+        with self._per_sample_norms.watch(check=is_first) as watch.norms:
             yield
+
+    @property
+    def withheld(self) -> str | None:
+        """Why there is no noise scale, if there is none."""
+        norms = self._per_sample_norms
+        return None if norms is None else norms.withheld
 
     def is_due(self, number: int, is_last: bool = False) -> bool:
         """Whether `watch` has something to do at this step."""
@@ -387,7 +363,6 @@ class Panel:
         """Compare the gradients of single samples with that of the batch."""
         norms.close()
         mean_square = norms.mean_square(watch.num_samples)
-        self._noise_is_checked, self.withheld = True, norms.withheld
         if mean_square is None:
             return
         batch_norm = norm(watch.grads).item() / (watch.clip_factor or 1.0)

@@ -19,9 +19,10 @@ import tyro
 from torch import Tensor, nn
 
 from minitrain import SGD, Batches, ParameterVector, data, evaluate, train
+from minitrain.cadence import Cadence
 from minitrain.errors import NotFiniteError, exit_code
 from minitrain.findings import Findings
-from minitrain.panel import Cadence, Panel
+from minitrain.panel import Panel
 from minitrain.schedules import SCHEDULES
 from minitrain.tensorboard import step_scalars
 

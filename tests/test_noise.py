@@ -11,12 +11,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from minitrain.models import CNN, MLP
-from minitrain.noise import (
-    NoiseScale,
-    PerSampleNorms,
-    noise_estimate,
-    per_sample_norms,
-)
+from minitrain.noise import NoiseScale, noise_estimate
+from minitrain.per_sample import PerSampleNorms
 from minitrain.vector import ParameterVector
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -38,7 +34,7 @@ def oracle(
 def measured(
     model: nn.Module, inputs: Tensor, targets: Tensor, loss_fn: LossFunction
 ) -> PerSampleNorms:
-    with per_sample_norms(model) as norms:
+    with PerSampleNorms(model).watch() as norms:
         loss_fn(model(inputs), targets).backward()
     return norms
 
@@ -144,7 +140,7 @@ def test_samples_of_several_passes_are_joined_in_order() -> None:
     model = CNN()
     vector = ParameterVector(model)
     inputs, targets = torch.randn(11, 1, 28, 28), torch.randint(10, (11,))
-    with per_sample_norms(model) as norms:
+    with PerSampleNorms(model).watch() as norms:
         for part in (slice(0, 4), slice(4, 8), slice(8, 11)):
             loss = F.cross_entropy(model(inputs[part]), targets[part])
             (loss * len(targets[part]) / 11).backward()
@@ -165,7 +161,7 @@ def test_under_autocast_sums_are_in_float32(
     """As far from those without it as rounding to bfloat16, 2^-9, takes them."""
     model = model_class()
     inputs, targets = torch.randn(16, 1, 28, 28), torch.randint(10, (16,))
-    with per_sample_norms(model) as norms:
+    with PerSampleNorms(model).watch() as norms:
         with torch.autocast("cpu", torch.bfloat16):
             loss = F.cross_entropy(model(inputs), targets)
             if backward_inside:
@@ -182,7 +178,7 @@ def test_under_autocast_sums_are_in_float32(
 def test_one_bfloat16_layer_is_exact_for_the_rounded_numbers() -> None:
     """5000 products of the same sign: a sum in bfloat16 would stop growing early."""
     layer, inputs = nn.Linear(5000, 3), torch.rand(4, 5000)
-    with per_sample_norms(layer) as norms:
+    with PerSampleNorms(layer).watch() as norms:
         with torch.autocast("cpu", torch.bfloat16):
             loss = layer(inputs).mean()
         loss.backward()
@@ -196,7 +192,7 @@ def test_one_bfloat16_layer_is_exact_for_the_rounded_numbers() -> None:
 def test_autocast_around_everything_leaves_the_sums_alone() -> None:
     layer, inputs = nn.Linear(40, 30), torch.randn(4, 50, 40)
     with torch.autocast("cpu", torch.bfloat16):
-        with per_sample_norms(layer) as norms:
+        with PerSampleNorms(layer).watch() as norms:
             outputs = layer(inputs)
             outputs.retain_grad()
             outputs.square().mean().backward()
@@ -331,33 +327,33 @@ def test_norms_that_would_be_wrong_are_withheld_with_the_name(case: str) -> None
 
 def test_passes_that_are_no_mean_of_samples_are_withheld() -> None:
     model, inputs = nn.Linear(4, 4), torch.randn(6, 4)
-    with per_sample_norms(model) as norms:
+    with PerSampleNorms(model).watch() as norms:
         pass
     assert norms.squared(6) is None and "not called" in str(norms.withheld)
 
-    with per_sample_norms(model) as norms:  # a penalty belongs to no sample
+    with PerSampleNorms(model).watch() as norms:  # a penalty belongs to no sample
         (model(inputs).square().mean() + model.weight.square().sum()).backward()
     assert norms.squared(6) is None and "penalty" in str(norms.withheld)
 
-    with per_sample_norms(model) as norms:  # two losses, one after the other
+    with PerSampleNorms(model).watch() as norms:  # two losses, one after the other
         outputs = model(inputs)
         outputs.mean().backward(retain_graph=True)
         outputs.square().mean().backward()
     assert norms.squared(6) is None and "more than one" in str(norms.withheld)
 
-    with per_sample_norms(model) as norms:
+    with PerSampleNorms(model).watch() as norms:
         model(inputs[0]).mean().backward()
     assert norms.squared(4) is None and "dimension" in str(norms.withheld)
 
     buffer = inputs.clone()
-    with per_sample_norms(model) as norms:
+    with PerSampleNorms(model).watch() as norms:
         for _ in range(2):
             buffer.copy_(inputs)
             model(buffer).square().mean().backward()
     # The first pass is taken in when its input has already been overwritten.
     assert norms.squared(12) is None and "in place" in str(norms.withheld)
 
-    with per_sample_norms(model) as norms:
+    with PerSampleNorms(model).watch() as norms:
         model(inputs * torch.inf).mean().backward()
     assert norms.squared(6) is None and "finite" in str(norms.withheld)
 
@@ -381,7 +377,7 @@ def test_an_input_without_versions_does_not_end_the_training() -> None:
     model.weight.requires_grad = False
     with torch.inference_mode():
         inputs = torch.randn(6, 4)
-    with per_sample_norms(model) as norms:
+    with PerSampleNorms(model).watch() as norms:
         model(inputs).mean().backward()
     assert norms.squared(6) is None and "RuntimeError" in str(norms.withheld)
 
@@ -395,7 +391,7 @@ def hooks_of(model: nn.Module) -> Iterator[object]:
 
 def test_hooks_are_removed_whatever_happens() -> None:
     model = MLP()
-    with pytest.raises(KeyboardInterrupt), per_sample_norms(model):
+    with pytest.raises(KeyboardInterrupt), PerSampleNorms(model).watch():
         outputs = model(torch.randn(2, 1, 28, 28))
         assert list(hooks_of(model))
         raise KeyboardInterrupt
@@ -436,7 +432,7 @@ def test_watching_changes_nothing(
         names: list[str] = []
         for _ in range(3):
             theta.zero_grad() if theta else model.zero_grad()
-            watching = per_sample_norms(model, check=check)
+            watching = PerSampleNorms(model).watch(check=check)
             norms = watching.__enter__() if watch else None
             for _ in range(2):
                 x, y = torch.randn(5, 1, 8, 8), torch.randint(10, (5,))
@@ -505,7 +501,7 @@ def test_noise_scale_is_that_of_the_whole_population() -> None:
     for _ in range(1500):
         batch = torch.randint(2000, (32,))
         model.zero_grad()
-        with per_sample_norms(model, check=False) as norms:
+        with PerSampleNorms(model).watch(check=False) as norms:
             F.cross_entropy(model(inputs[batch]), targets[batch]).backward()
         square = sum(float(p.grad.square().sum()) for p in model.parameters())
         mean_square = norms.mean_square(32)

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from minitrain.cadence import Cadence
 from minitrain.data import Batches
 from minitrain.gradients import gradient, hessian_vector_product
 from minitrain.instruments import fingerprint
-from minitrain.panel import Cadence, Panel, Watch
+from minitrain.panel import Panel, Watch
 from minitrain.sgd import SGD
 from minitrain.tensorboard import Board, step_scalars
 from minitrain.training import evaluate, train
