@@ -214,7 +214,9 @@ def findings_of(run: Run, seed: int) -> list[str]:
     )
     findings.check_inputs(inputs.mean().item(), inputs.std().item())
     every = max(1, num_steps // 20)
-    panel = Panel(model, optimizer, Cadence(every, every, 2 * every, every))
+    # Of the noise a long run has more readings: the default budget allows this many.
+    cadence = Cadence(every, every, 2 * every, noise=min(every, 100))
+    panel = Panel(model, optimizer, cadence)
     schedule = SCHEDULES[run.schedule]
     names = [name for name, _ in model.named_parameters()]
     number = 0
