@@ -281,7 +281,7 @@ def batch_too_small(run: Findings) -> Said:
     if not run.is_past(0.8) or run.is_stuck() or len(shares) < 6:
         return None
     usual = sorted(shares)[2 * len(shares) // 3]
-    if usual > 1 / 21:  # a noise scale of 20 batches
+    if usual > 1 / 16:  # a noise scale of 15 batches
         return None
     return (
         f"for two thirds of the run at most {usual:.1%} of the squared length of a "
