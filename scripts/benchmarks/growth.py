@@ -4,15 +4,18 @@ Each line goes in turn with a step of the bare loop on the same model and data.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from benchmarks.compare import Row, compare
+from benchmarks.compare import Row, Work, compare
 from benchmarks.loop import OPTIONS
 from torch import Tensor, nn
 
 from minitrain import SGD, Batches, ParameterVector, train
+
+NUM_STEPS = 20
 
 
 class Tensors(nn.Module):
@@ -34,24 +37,29 @@ def mean(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs.mean()
 
 
-def minitrain_steps(
-    make: Callable[[], nn.Module], inputs: Tensor, batch_size: int
-) -> None:
-    model = make()
+def ours(model: nn.Module, inputs: Tensor, batch_size: int) -> Work:
     batches = Batches(inputs, torch.zeros(len(inputs)), batch_size, seed=0)
     optimizer = SGD(ParameterVector(model), **OPTIONS)
-    for step in train(model, optimizer, batches, mean, measure_every=len(inputs)):
-        if step.number == 20:
-            break
+
+    def work() -> None:
+        steps = train(model, optimizer, batches, mean, measure_every=len(inputs))
+        for _ in itertools.islice(steps, NUM_STEPS):
+            pass
+
+    return work
 
 
-def bare_steps(make: Callable[[], nn.Module], inputs: Tensor, batch_size: int) -> None:
-    model = make()
+def bare(model: nn.Module, inputs: Tensor, batch_size: int) -> Work:
     optimizer = torch.optim.SGD(model.parameters(), **OPTIONS)
-    for indices in torch.randperm(len(inputs)).split(batch_size)[:20]:
-        optimizer.zero_grad()
-        model(inputs[indices]).mean().backward()
-        optimizer.step()
+
+    def work() -> None:
+        order = torch.randperm(len(inputs)).split(batch_size)
+        for indices in order[:NUM_STEPS]:
+            optimizer.zero_grad()
+            model(inputs[indices]).mean().backward()
+            optimizer.step()
+
+    return work
 
 
 def rows(rounds: int) -> Iterator[Row]:
@@ -75,9 +83,10 @@ def rows(rounds: int) -> Iterator[Row]:
 def _compared(
     name: str, make: Callable[[], nn.Module], inputs: Tensor, size: int, rounds: int
 ) -> Row:
-    ours = functools.partial(minitrain_steps, make, inputs, size)
-    bare = functools.partial(bare_steps, make, inputs, size)
-    return compare(f"20 steps, {name}", ours, "bare loop", bare, rounds)
+    works = [side(make(), inputs, size) for side in (ours, bare)]
+    return compare(
+        f"{NUM_STEPS} steps, {name}", works[0], "bare loop", works[1], rounds
+    )
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -86,7 +95,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
     kinds: dict[str, list[tuple[float, Row]]] = {}
     for row in rows:
-        words = row.name.removeprefix("20 steps, ").split()
+        words = row.name.removeprefix(f"{NUM_STEPS} steps, ").split()
         kind, number = words[-1], words[0]
         if kind not in ("parameters", "tensors", "samples"):
             kind, number = "batch size", words[-1]
@@ -98,9 +107,11 @@ def draw(rows: list[Row], path: Path) -> None:
         strict=False,
     ):
         numbers = [number for number, _ in points]
-        axes.loglog(numbers, [row.ours / 20 for _, row in points], "o-", label="ours")
         axes.loglog(
-            numbers, [row.theirs / 20 for _, row in points], "s--", label="bare"
+            numbers, [row.ours / NUM_STEPS for _, row in points], "o-", label="ours"
+        )
+        axes.loglog(
+            numbers, [row.theirs / NUM_STEPS for _, row in points], "s--", label="bare"
         )
         axes.set(xlabel=kind, ylabel="seconds a step")
         axes.grid(alpha=0.3)
