@@ -202,8 +202,8 @@ MUTANTS = [
         "check for NaN after the update",
         "training",
         [
-            ("                both =", "                optimizer.step()\n"
-             "                both ="),
+            ("                # The step's", "                optimizer.step()\n"
+             "                # The step's"),
             ("optimizer.step()\n            if panel", "pass\n            if panel"),
         ],
         RUNS,
