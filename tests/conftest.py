@@ -1,12 +1,20 @@
 """Fixtures shared by all tests."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from harness import keep_few_digits
+
+from minitrain.signals import SIGNALS
+
+# nohup and a shell's background have signals ignored, which programs would inherit.
+for number in SIGNALS:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 # The tensors here are small: threads would wait for each other, not work together.
 torch.set_num_threads(1)
