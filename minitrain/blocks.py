@@ -28,11 +28,9 @@ gradients and buffers, 12 MB of float32, are then read from memory once."""
 SMALL = 2**12
 """Elements below which torch's fused kernel takes longer to start than to update."""
 
-EXACT = [
-    {(Tensor, dtype, torch.strided, True)} for dtype in (torch.float32, torch.float64)
-]
-"""Type, dtype, layout and is_cpu of tensors whose elements round alike wherever they
-stand; away from the CPU it has not been tested."""
+EXACT = ({torch.float32}, {torch.float64})
+"""Whose elements round alike wherever they stand; away from the CPU it has not been
+tested."""
 
 
 class Tensors:
@@ -98,13 +96,19 @@ def _are_independent(
     if options["momentum"] and any([buf is None for buf in bufs]):
         return False
     tensors = grads + bufs if options["momentum"] else grads
-    if {(type(t), t.dtype, t.layout, t.is_cpu) for t in tensors} not in EXACT:
+    # One look at all after the other is twice as fast as all looks at each.
+    if {*map(type, tensors)} != {Tensor} or {t.dtype for t in tensors} not in EXACT:
+        return False
+    if not all([t.is_cpu for t in tensors]):
+        return False
+    if {t.layout for t in tensors} != {torch.strided}:
         return False
     numbers = (options["lr"], options["weight_decay"])
     if any(isinstance(x, Tensor) and x.requires_grad for x in numbers):
         return False
-    if _is_one_pass(options):
-        return True  # additions to shared memory: one after the other, as without
+    if options["weight_decay"] == 0:
+        # Additions to shared memory come one after the other, as without grouping.
+        return not options["momentum"] or len({*map(id, bufs)}) == len(bufs)
     storages = {param.untyped_storage().data_ptr() for param in params}
     return len(storages) == len(params)
 

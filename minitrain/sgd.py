@@ -225,7 +225,7 @@ class SGD(Optimizer):
                 )
             buf = None
             # Without momentum the state stays untouched: a look-up would create it.
-            if has_momentum and param not in self._blank:
+            if has_momentum and not (self._blank and param in self._blank):
                 buf = self.state[param].get("momentum_buffer")
             updates.append((param, grad, buf))
         return updates

@@ -558,6 +558,26 @@ def test_parameter_listed_twice_finds_no_buffer_twice(optimizer_class):
     assert_all(theta, -2)  # trap 19: with a look-up in between, -2.5
 
 
+@each("is_same", [False, True])
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with dupl")
+def test_momentum_in_shared_memory_equals_torch(is_same):
+    """Overlapping parameters, and one listed twice, over several steps."""
+
+    def walked(make):
+        memory = torch.ones(5000)
+        params = [nn.Parameter(memory[:4000]), nn.Parameter(memory[1000:])]
+        params = params[:1] * 2 if is_same else params
+        optimizer = make(params, lr=0.1, momentum=0.9)
+        for step in range(4):
+            for p in params:
+                p.grad = (p.detach() + step).clone()
+            optimizer.step()
+        return memory
+
+    plain = walked(partial(torch.optim.SGD, foreach=False))
+    assert torch.equal(walked(SGD), plain)
+
+
 # Sparse gradients: trap 15.
 
 
