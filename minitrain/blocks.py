@@ -69,9 +69,8 @@ def apply_grouped(
     """
     if not _are_independent(updates, options, group):
         return updates
-    num_elements = sum([param.numel() for param, _, _ in updates])
-    are_large = num_elements >= SMALL * len(updates)
-    if group["fused"] and are_large and not _is_one_pass(options):
+    may_be_fused = group["fused"] and not _is_one_pass(options)
+    if may_be_fused and _num_elements(updates) >= SMALL * len(updates):
         updates = _apply_fused(updates, options)
     if group["foreach"] is False:
         return updates
@@ -113,6 +112,10 @@ def _are_independent(
     return len(storages) == len(params)
 
 
+def _num_elements(updates: list[Update]) -> int:
+    return sum([param.numel() for param, _, _ in updates])
+
+
 def _is_one_pass(options: dict[str, Any]) -> bool:
     """Whether the rule is theta <- theta - lr * g alone, which reads memory once."""
     return not any(options[name] for name in ("momentum", "weight_decay", "maximize"))
@@ -122,7 +125,7 @@ def _apply_in_blocks(
     rule: Rule, updates: list[Update], options: dict[str, Any]
 ) -> None:
     """Apply the rule to small tensors together, and to large ones part by part."""
-    if sum([param.numel() for param, _, _ in updates]) <= BLOCK:
+    if _num_elements(updates) <= BLOCK:
         return _apply_together(rule, updates, options)
     block: list[Update] = []
     room = BLOCK

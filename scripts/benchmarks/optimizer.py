@@ -65,10 +65,10 @@ def stepper(optimizer: torch.optim.Optimizer, num_steps: int) -> Work:
 def rows(rounds: int) -> Iterator[Row]:
     """All sides of a shape take turns; the peer is torch's with the smallest median.
 
-    The note is the share of the bandwidth that x += a y reaches here: a plain step
-    moves 12 bytes a parameter, one with momentum 20.
+    The note is the share of the bandwidth that x += a y, over 64 million float32,
+    reaches in its turn: a plain step moves 12 bytes a parameter, one with momentum 20.
     """
-    bandwidth = _triad(rounds)
+    x, y = torch.randn(64_000_000), torch.randn(64_000_000)
     for name, shapes in SHAPES.items():
         make = functools.partial(stepper, num_steps=STEPS[name])
         for momentum in (0.0, 0.9):
@@ -86,19 +86,14 @@ def rows(rounds: int) -> Iterator[Row]:
                 for fused in (False, True):
                     optimizer = SGD(params, **options, fused=fused)
                     sides[kind + ", fused" * fused] = make(optimizer)
+            sides["triad"] = lambda: x.add_(y, alpha=1e-6)
             times = timed(sides, rounds)
+            bandwidth = 12 * len(x) / statistics.median(times.pop("triad"))
             peer = min(TORCH, key=lambda key: statistics.median(times[key]))
             size = sum(p.numel() for p in listed.parameters()) * STEPS[name]
-            for key in [key for key in sides if key not in TORCH]:
+            for key in [key for key in times if key not in TORCH]:
                 found = row(
                     f"{name}, momentum {momentum}, {key}", times[key], peer, times[peer]
                 )
                 share = size * (20 if momentum else 12) / found.ours / bandwidth
                 yield found._replace(note=f"{share:.2f} of the triad")
-
-
-def _triad(rounds: int) -> float:
-    """Bytes a second that x += a y moves, over 64 million float32."""
-    x, y = torch.randn(64_000_000), torch.randn(64_000_000)
-    seconds = timed({"triad": lambda: x.add_(y, alpha=1e-6)}, rounds)["triad"]
-    return 12 * len(x) / statistics.median(seconds)
