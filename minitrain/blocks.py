@@ -29,8 +29,7 @@ SMALL = 2**12
 """Elements below which torch's fused kernel takes longer to start than to update."""
 
 EXACT = ({torch.float32}, {torch.float64})
-"""Whose elements round alike wherever they stand; away from the CPU it has not been
-tested."""
+"""Dtypes whose elements round alike wherever they stand in a tensor."""
 
 
 class Tensors:
@@ -83,8 +82,9 @@ def _are_independent(
 ) -> bool:
     """Whether these updates may be grouped at will, for the same bits.
 
-    Not so where parameters share memory, where buffers are still to be made, or where
-    gradients flow through the update.
+    Not so where weight decay reads memory that another update writes, where buffers are
+    still to be made or used twice, where gradients flow through the update, or away
+    from the CPU, where it has not been tested.
     """
     if not updates or group["differentiable"] or torch.compiler.is_compiling():
         return False
@@ -95,12 +95,12 @@ def _are_independent(
     if options["momentum"] and any([buf is None for buf in bufs]):
         return False
     tensors = grads + bufs if options["momentum"] else grads
-    # One look at all after the other is twice as fast as all looks at each.
-    if {*map(type, tensors)} != {Tensor} or {t.dtype for t in tensors} not in EXACT:
+    # A set for each question is twice as fast as one of all answers together.
+    kinds = [{*map(type, tensors)}, {t.is_cpu for t in tensors}]
+    kinds.append({t.layout for t in tensors})
+    if kinds != [{Tensor}, {True}, {torch.strided}]:
         return False
-    if not all([t.is_cpu for t in tensors]):
-        return False
-    if {t.layout for t in tensors} != {torch.strided}:
+    if {t.dtype for t in tensors} not in EXACT:
         return False
     numbers = (options["lr"], options["weight_decay"])
     if any(isinstance(x, Tensor) and x.requires_grad for x in numbers):

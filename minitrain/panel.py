@@ -153,9 +153,9 @@ class Panel:
             yield
             return
         is_first = self._per_sample_norms is None
-        if self._per_sample_norms is None:
-            self._per_sample_norms = PerSampleNorms(self.model)
-        with self._per_sample_norms.watch(check=is_first) as watch.norms:
+        norms = self._per_sample_norms or PerSampleNorms(self.model)
+        self._per_sample_norms = norms
+        with norms.watch(check=is_first) as watch.norms:
             yield
 
     @property

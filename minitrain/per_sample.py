@@ -37,13 +37,26 @@ class PerSampleNorms:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._survey()
+
+    def _survey(self) -> None:
+        """Find the layers, and note what they were found by."""
         self.withheld: str | None = None
         """Why there are no norms."""
         self._layers: list[_Layer] = []
         try:
-            self._layers = _layers(model)
+            self._layers = _layers(self._model)
         except _Withheld as reason:
             self.withheld = str(reason)
+        self._modules = [*self._model.modules()]
+        self._parameters = [*self._model.parameters()]
+        self._surveyed = self._modes()
+
+    def _modes(self) -> list[bool]:
+        """What trains, and how: a layer may be thawed, or BatchNorm switched."""
+        modes = [module.training for module in self._modules]
+        return modes + [parameter.requires_grad for parameter in self._parameters]
 
     @contextmanager
     def watch(self, *, check: bool = True) -> Iterator[Self]:
@@ -54,6 +67,8 @@ class PerSampleNorms:
                 term, such as a penalty, that belongs to no sample. For a loop that does
                 the same in every step, once is enough.
         """
+        if self._modes() != self._surveyed:
+            self._survey()
         for layer in self._layers:
             layer.watch(check)
         try:

@@ -389,6 +389,27 @@ def hooks_of(model: nn.Module) -> Iterator[object]:
         yield from (parameter._backward_hooks or {}).values()
 
 
+def test_a_kept_watcher_sees_what_trains_now() -> None:
+    """A layer thawed after the first step counts; BatchNorm in training withholds."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)).eval()
+    model[1].requires_grad_(False)
+    model[0].requires_grad_(False)
+    norms = PerSampleNorms(model)
+    inputs, targets = torch.randn(6, 4), torch.randn(6, 2)
+    for layers in ([], [model[0]]):
+        for layer in layers:
+            layer.requires_grad_(True)
+        with norms.watch(check=False):
+            F.mse_loss(model(inputs), targets).backward()
+        squared = norms.squared(6)
+        exact = oracle(model, inputs, targets, F.mse_loss)
+        torch.testing.assert_close(squared, exact, rtol=1e-5, atol=0)
+    model.train()
+    with norms.watch(check=False):
+        F.mse_loss(model(inputs), targets).backward()
+    assert norms.squared(6) is None and "mixes the samples" in str(norms.withheld)
+
+
 def test_hooks_are_removed_whatever_happens() -> None:
     model = MLP()
     with pytest.raises(KeyboardInterrupt), PerSampleNorms(model).watch():
