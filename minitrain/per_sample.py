@@ -1,8 +1,10 @@
 """The lengths of the gradients of single samples, from an ordinary backward pass."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import time
+from collections.abc import Collection
+from functools import partial
+from itertools import chain
 from typing import Any, Self
 
 import torch
@@ -49,18 +51,20 @@ class PerSampleNorms:
             self._layers = _layers(self._model)
         except _Withheld as reason:
             self.withheld = str(reason)
-        self._modules = [*self._model.modules()]
+        modules = self._model.modules()
+        self._batch_norms = [m for m in modules if isinstance(m, _BatchNorm)]
         self._parameters = [*self._model.parameters()]
         self._surveyed = self._modes()
 
     def _modes(self) -> list[bool]:
         """What trains, and how: a layer may be thawed, or BatchNorm switched."""
-        modes = [module.training for module in self._modules]
-        return modes + [parameter.requires_grad for parameter in self._parameters]
+        modes = [parameter.requires_grad for parameter in self._parameters]
+        return modes + [module.training for module in self._batch_norms]
 
-    @contextmanager
-    def watch(self, *, check: bool = True) -> Iterator[Self]:
-        """Watch the forward and backward passes of one step; those before are over.
+    def watch(self, *, check: bool = True) -> Self:
+        """Watch the passes of one step, until `close` or the end of a `with` block.
+
+        Earlier steps are forgotten.
 
         check   whether to make sure that the addends add up to the gradient: they do
                 not where a parameter is used outside of its layer, or the loss has a
@@ -69,18 +73,28 @@ class PerSampleNorms:
         """
         if self._modes() != self._surveyed:
             self._survey()
+        self._check = check
         for layer in self._layers:
             layer.watch(check)
-        try:
-            yield self
-        finally:
-            self.close()
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        """Remove the hooks, and take in what they have kept."""
+        """Remove the hooks."""
         for layer in self._layers:
             layer.unwatch()
-        _take_in(self._layers)
+            if self._check:
+                layer.take_in()
+
+    @property
+    def seconds(self) -> float:
+        """What the hooks took of the passes' time."""
+        return sum(layer.seconds for layer in self._layers)
 
     def squared(self, num_samples: int) -> Tensor | None:
         """|grad l_i|^2 of all n samples in the order they came in, shape (n,).
@@ -88,33 +102,27 @@ class PerSampleNorms:
         float32, or float64 where the model is. None where `withheld` says why, also
         where it turns out only now that the norms would be wrong.
         """
-        lengths = self._lengths(num_samples)
-        if lengths is None:
+        if self._is_withheld(num_samples):
             return None
-        # Each derivative was that of l_i / n.
+        # Each derivative was that of l_i / n. A layer has one length a sample, or two.
+        parts = [zip(*layer.lengths, strict=True) for layer in self._layers]
+        lengths = torch.cat([torch.cat(part) for part in chain(*parts)])
         return lengths.view(-1, num_samples).square().sum(dim=0) * num_samples**2
 
     def mean_square(self, num_samples: int) -> float | None:
         """s = mean_i |grad l_i|^2, or None as in `squared`."""
-        lengths = self._lengths(num_samples)
-        return None if lengths is None else num_samples * float(lengths.dot(lengths))
+        if self._is_withheld(num_samples):
+            return None
+        parts = chain(*(layer.lengths for layer in self._layers))
+        return num_samples * sum([float(x.dot(x)) for x in chain(*parts)])
 
-    def _lengths(self, num_samples: int) -> Tensor | None:
-        """The lengths of all parts of all samples' gradients: (parts * n,)."""
+    def _is_withheld(self, num_samples: int) -> bool:
+        """Whether there are no norms; notes why, where it turns out only now."""
         for layer in self._layers:
             obstacle = layer.obstacle_to(num_samples)
-            if self.withheld is None and obstacle is not None:
+            if obstacle is not None and self.withheld is None:
                 self.withheld = f"{layer.name or 'the model'}: {obstacle}"
-        if self.withheld is not None:
-            return None
-        return torch.cat(
-            [
-                length
-                for layer in self._layers
-                for part in zip(*layer.lengths, strict=True)
-                for length in part
-            ]
-        )
+        return self.withheld is not None
 
 
 class _Withheld(Exception):
@@ -124,19 +132,24 @@ class _Withheld(Exception):
 class _Layer:
     """One layer's share of the norms.
 
-    Its hooks keep what passes by: the inputs of a call, the derivatives of the loss by
-    its outputs and, for the check, the gradients of its parameters. They compute
-    nothing, and hold on to one pass at most.
+    Its hooks keep the inputs of a call until the derivatives of the loss by its outputs
+    come back, and measure both while they are in the caches. The check needs the
+    gradients of the parameters too, which come later. They hold on to one pass at most.
     """
 
     def __init__(self, name: str, module: nn.Linear | nn.Conv2d) -> None:
         self.name = name
         self._module = module
+        self._trainable = _trainable(module)
         self._handles: list[RemovableHandle] = []
         self._forget()
 
     def _forget(self) -> None:
         self.lengths: list[list[Tensor]] = []
+        """Of each pass, as `_lengths` gives them."""
+        self._num_samples = 0
+        self._step = object()
+        self.seconds = 0.0
         self._obstacle: str | None = None
         self._inputs: Tensor | None = None
         self._version = 0
@@ -147,16 +160,19 @@ class _Layer:
         """Forget earlier passes, and set the hooks."""
         self._forget()
         self._check = check
-        hook = self._module.register_forward_hook(
-            self._on_call, prepend=True, with_kwargs=True
-        )
-        self._handles.append(hook)
+        # What register_forward_hook does, without its handle: the cost is half of it.
+        hooks: Any = self._module._forward_hooks
+        hooks[id(self)] = self._on_call
+        hooks.move_to_end(id(self), last=False)
+        self._module._forward_hooks_with_kwargs[id(self)] = True
         if check:
-            for parameter in _trainable(self._module).values():
+            for parameter in self._trainable.values():
                 self._handles.append(parameter.register_hook(self._grads.append))
 
     def unwatch(self) -> None:
         """Remove the hooks."""
+        self._module._forward_hooks.pop(id(self), None)
+        self._module._forward_hooks_with_kwargs.pop(id(self), None)
         while self._handles:
             self._handles.pop().remove()
 
@@ -166,40 +182,61 @@ class _Layer:
         if not output.requires_grad:
             return
         if self._delta is not None:
-            _take_in([self])
+            self.take_in()
         elif self._inputs is not None:
             self._stop(_Withheld("it was called more than once in a pass"))
         try:
             inputs = args[0] if args else kwargs["input"]
             self._inputs, self._version = inputs, inputs._version
-            self._handles.append(output.register_hook(self._on_gradient))
+            node: Any = output.grad_fn
+            node.register_prehook(partial(self._on_gradient, self._step))
         except Exception as error:
             self._stop(error)
 
-    def _on_gradient(self, delta: Tensor) -> None:
+    def _on_gradient(self, step: object, grads: tuple[Tensor, ...]) -> None:
+        if step is not self._step:
+            return  # a late gradient of an earlier step
+        start = time.perf_counter()
         if self._inputs is None or self._delta is not None:
             self._stop(_Withheld("more than one gradient came back to it"))
-        self._delta = delta
+        self._delta = grads[0]
+        if not self._check:
+            self.take_in()
+        self.seconds += time.perf_counter() - start
 
     def take_in(self) -> None:
-        """Turn what is kept of a pass into squared norms."""
-        inputs, delta, grads = self._inputs, self._delta, self._grads[:]
-        self._grads.clear()
+        """Turn what is kept of a pass into lengths, with the precision that it has."""
+        # A backward pass can record a graph (create_graph=True), or run under autocast.
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.take_in()
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                with torch.autocast(device, enabled=False):
+                    return self.take_in()
+
+        inputs, delta = self._inputs, self._delta
         if inputs is None or delta is None:
             return
         self._inputs = self._delta = None
         try:
             if inputs._version != self._version:
                 raise _Withheld("its input was changed in place")
-            # The layer itself has rounded its inputs to autocast's dtype.
-            x = inputs if inputs.dtype == delta.dtype else inputs.to(delta.dtype)
-            x, d = _wide(x), _wide(delta)
-            lengths = _lengths(self._module, x, d)
+            x, d = inputs, delta
+            if not x.dtype == d.dtype == torch.float32:
+                # The layer itself has rounded its inputs to autocast's dtype.
+                x, d = _wide(x.to(d.dtype)), _wide(d)
+            lengths = _lengths(self._module, x, d, self._trainable)
             if self._check:
-                _check_sum(self._module, x, d, grads, lengths, delta.dtype)
+                # Half of the digits: more are lost only where the addends cancel.
+                tolerance = math.sqrt(torch.finfo(delta.dtype).eps)
+                tolerance *= torch.stack(lengths).sum()
+                _check_sum(self._module, x, d, self._trainable, self._grads, tolerance)
             self.lengths.append(lengths)
+            self._num_samples += len(delta)
         except Exception as error:  # watching must not end a training
             self._stop(error)
+        self._grads.clear()
 
     def _stop(self, reason: Exception) -> None:
         if self._obstacle is None:
@@ -215,24 +252,11 @@ class _Layer:
             return "it was called, but no gradient came back to it"
         if not self.lengths:
             return "it was not called"
-        seen = sum(len(row) for row, *_ in self.lengths)
-        if seen != num_samples:
-            return f"its inputs have {seen} entries for {num_samples} samples"
+        if self._num_samples != num_samples:
+            return (
+                f"its inputs have {self._num_samples} entries for {num_samples} samples"
+            )
         return None
-
-
-def _take_in(layers: list[_Layer]) -> None:
-    """Have the layers take in what they have kept, with the precision that they have.
-
-    A backward pass with create_graph=True enables gradients, and it or this may run
-    under autocast.
-    """
-    device = "cuda" if torch.is_autocast_enabled("cuda") else "cpu"
-    autocast = torch.is_autocast_enabled(device)
-    precise = torch.autocast(device, enabled=False) if autocast else nullcontext()
-    with torch.no_grad(), precise:
-        for layer in layers:
-            layer.take_in()
 
 
 def _layers(model: nn.Module) -> list[_Layer]:
@@ -280,7 +304,10 @@ def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _lengths(
-    module: nn.Linear | nn.Conv2d, inputs: Tensor, delta: Tensor
+    module: nn.Linear | nn.Conv2d,
+    inputs: Tensor,
+    delta: Tensor,
+    trainable: Collection[str],
 ) -> list[Tensor]:
     """The lengths of a layer's per-sample gradients, in one part or two: (N,) each.
 
@@ -292,13 +319,12 @@ def _lengths(
     places Li et al., Large language models can be strong differentially private
     learners, 2021.
     """
-    trainable = _trainable(module)
     weight, bias = "weight" in trainable, "bias" in trainable
     if inputs.dim() == 2:
         of_bias = torch.linalg.vector_norm(delta, dim=1)
         if not weight:
             return [of_bias]
-        of_weight = torch.linalg.vector_norm(inputs, dim=1) * of_bias
+        of_weight = torch.linalg.vector_norm(inputs, dim=1).mul_(of_bias)
         return [of_weight, of_bias] if bias else [of_weight]
     x, d = _columns(module, inputs, delta)
     num_inputs, num_outputs, num_places = x.shape[1], d.shape[1], x.shape[2]
@@ -318,16 +344,15 @@ def _check_sum(
     module: nn.Linear | nn.Conv2d,
     inputs: Tensor,
     delta: Tensor,
+    trainable: Collection[str],
     grads: list[Tensor],
-    lengths: list[Tensor],
-    dtype: torch.dtype,
+    tolerance: Tensor,
 ) -> None:
     """Raise _Withheld where the samples' gradients do not add up to `grads`.
 
     Both are multiplied by a fixed random direction v, and 1 for the bias, which is much
     cheaper: sum_il d_il (x_il . v + 1) = grad W v + grad b.
     """
-    trainable = _trainable(module)
     x, d = _columns(module, inputs, delta)
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(x.shape[1], generator=generator).to(x)
@@ -335,8 +360,6 @@ def _check_sum(
     difference = torch.bmm(d, along.unsqueeze(2)).view(len(delta), -1).sum(dim=0)
     for grad in grads:
         difference -= _wide(grad).flatten(1) @ v if grad.dim() > 1 else _wide(grad)
-    # Half of the digits: more are lost only where the addends cancel.
-    tolerance = math.sqrt(torch.finfo(dtype).eps) * torch.stack(lengths).sum()
     if not difference.abs().max() <= tolerance:
         raise _Withheld(
             "its gradient is not finite, or not the sum over the samples of what came "
