@@ -150,7 +150,7 @@ class CheckpointSettings(Settings):
 class InstrumentSettings(Settings):
     model_config = ConfigDict(title="instruments")
 
-    budget: Annotated[float, Field(ge=0, le=1)] = 0.03
+    budget: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Share of the training time that the instrument panel may take; 0: no panel."""
     look: Annotated[int | None, Field(ge=0)] = None
     """Steps between two looks at gradient and update; 0 is never. By default this and

@@ -92,9 +92,9 @@ def zero_shares(parts: Iterable[Tensor]) -> Tensor:
     >>> zero_shares([torch.tensor([0.0, 1.0]), torch.zeros(3)])
     tensor([0.5000, 1.0000])
     """
-    return torch.stack(
-        [1 - part.count_nonzero().float() / part.numel() for part in parts]
-    )
+    parts = [*parts]
+    counts = torch.stack([part.count_nonzero() for part in parts])
+    return 1 - counts / counts.new_tensor([part.numel() for part in parts])
 
 
 def log2_counts(tensor: Tensor) -> Tensor:

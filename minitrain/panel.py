@@ -51,6 +51,8 @@ class Watch:
     grads: list[Tensor] = field(default_factory=list)
     before: list[Tensor] = field(default_factory=list)
     norms: PerSampleNorms | None = None
+    replays: tuple[Replay, Replay] | None = None
+    """Of the batch: as the loop computes it, and in full precision."""
 
 
 class Panel:
@@ -102,11 +104,11 @@ class Panel:
         self.costs: dict[str, float] = {}
         """Seconds that the last reading of each kind took."""
         self.seconds = 0.0
-        """Seconds that all readings took."""
+        """Seconds that the panel took of the steps' time, from the first one on."""
         self.slopes: dict[str, Slope] = {}
         """The last truth test, of the gradient as a whole and of each parameter."""
         self._names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
-        self._start = self._corner = self._copies()
+        self._start = self._corner = self._theta()
         self._path_length: Tensor | float = 0.0
         self._previous: list[Tensor] | None = None
         self._num_steps = self._num_clipped = 0
@@ -132,14 +134,18 @@ class Panel:
         step, costs = math.inf, dict.fromkeys(Cadence._fields, math.inf)
         with replay.untouched():
             for _ in range(3):  # the first time is slower
-                watch = Watch(frozenset(Cadence._fields), num_samples=num_samples)
+                watch = Watch(
+                    frozenset(Cadence._fields),
+                    num_samples=num_samples,
+                    replays=(replay, replay),
+                )
                 with self._per_sample(watch):
                     start = time.perf_counter()
                     self.optimizer.zero_grad()
                     replay.loss().backward()
                     step = min(step, time.perf_counter() - start)
-                    self._before_update(watch, replay, replay)
-                self._after_update(watch, replay)
+                    self._before_update(watch)
+                self._after_update(watch)
                 for kind, seconds in self.costs.items():
                     costs[kind] = min(costs[kind], 2 * seconds)  # here caches are warm
         self.optimizer.zero_grad()
@@ -166,12 +172,16 @@ class Panel:
 
     def is_due(self, number: int, is_last: bool = False) -> bool:
         """Whether `watch` has something to do at this step."""
+        unit = self._unit
+        if number % unit and (number + 1) % unit and number != 1 and not is_last:
+            return False  # most steps, at no cost
         return bool(self._due(number, is_last)) or "look" in self._due(number + 1)
 
     def pass_over(self, clip_factor: float | None) -> None:
         """Count a step that is not watched: faster, where `is_due` said so."""
-        self._num_steps += 1
-        self._num_clipped += clip_factor is not None and clip_factor < 1
+        if clip_factor is not None:
+            self._num_steps += 1
+            self._num_clipped += clip_factor < 1
 
     @contextmanager
     def watch(
@@ -187,32 +197,38 @@ class Panel:
         Where the loop's forward pass runs under autocast, so does the step audit; the
         truth test, with more tolerance, compares with the loss in full precision.
         """
-        regular, watch = self._due(number), Watch(self._due(number, is_last))
-        extra = watch.due - regular
-        memory = self.state_dict() if extra else {}
+        with self._counted():
+            regular, watch = self._due(number), Watch(self._due(number, is_last))
+            extra = watch.due - regular
+            memory = self.state_dict() if extra else {}
+            if watch.due & {"audit", "truth"}:
+                same = Replay(self.model, loss_of, autocast)
+                full = Replay(self.model, loss_of) if autocast else same
+                watch.replays = same, full
         if watch.due:
-            same = Replay(self.model, loss_of, autocast)
-            full = Replay(self.model, loss_of) if autocast else same
             hook = self.optimizer.register_step_pre_hook(
-                lambda *_: self._before_update(watch, same, full)
+                lambda *_: self._before_update(watch)
             )
             try:
                 with self._per_sample(watch):
                     yield watch
             finally:
                 hook.remove()
-            self._after_update(watch, same)
+        else:
+            yield watch
+        with self._counted():
+            if watch.norms is not None:
+                self.seconds += watch.norms.seconds
+            self._after_update(watch)
             # A run that is continued later has no last step here: leave no trace of it.
             for kind in extra & MEMORY.keys():
                 forgotten = {key: memory[key] for key in MEMORY[kind]}
                 self.load_state_dict(self.state_dict() | forgotten)
-        else:
-            yield watch
-        if "look" not in regular:
-            self.pass_over(watch.clip_factor)
-        # The next reading compares its gradient with this one.
-        is_needed = "look" in self._due(number + 1)
-        self._previous = self._gradients() if is_needed else None
+            if "look" not in regular:
+                self.pass_over(watch.clip_factor)
+            # The next reading compares its gradient with this one.
+            is_needed = "look" in self._due(number + 1)
+            self._previous = _copies(self._gradients()) if is_needed else None
 
     def state_dict(self) -> dict[str, Any]:
         """What later readings depend on: it belongs into a checkpoint."""
@@ -270,32 +286,40 @@ class Panel:
         # No kind reads in between its multiples. Nothing reads where all are 0.
         self._unit = math.gcd(*cadence) or sys.maxsize
 
-    def _before_update(self, watch: Watch, same: Replay, full: Replay) -> None:
+    def _before_update(self, watch: Watch) -> None:
         """Read the gradient that the optimizer is about to use."""
-        with self._timed("look"):
-            watch.grads, watch.before = self._gradients(), self._copies()
+        with self._counted():
+            self._read_gradient(watch)
+
+    def _read_gradient(self, watch: Watch) -> None:
+        watch.grads = self._gradients()
+        if watch.due & {"look", "audit"}:  # they compare with what comes of it
+            with self._timed("look"):
+                watch.grads, watch.before = _copies(watch.grads), self._theta()
         if watch.norms is not None and watch.num_samples:
             with self._timed("noise"):
                 self._take_noise(watch, watch.norms)
-        if watch.due & {"audit", "truth"}:
+            self.costs["noise"] += watch.norms.seconds
+        if watch.replays is not None:
+            same, full = watch.replays
             self._loss = same() if watch.loss is None else watch.loss.item()
             self._first_loss = self._first_loss or self._loss
-        if "truth" in watch.due:
-            with self._timed("truth"):
-                self._truth(watch, full, tolerance=0.05 if full is same else 0.25)
+            if "truth" in watch.due:
+                with self._timed("truth"):
+                    self._truth(watch, full, tolerance=0.05 if full is same else 0.25)
 
-    def _after_update(self, watch: Watch, same: Replay) -> None:
+    def _after_update(self, watch: Watch) -> None:
         """Read what the update did, if there was one."""
         if watch.grads and "look" in watch.due:
             with self._timed("look", more=True):
                 self._look(watch)
-        if watch.grads and "audit" in watch.due:
+        if watch.grads and watch.replays is not None and "audit" in watch.due:
             with self._timed("audit"):
-                self._audit(watch, same)
+                self._audit(watch, watch.replays[0])
 
     def _look(self, watch: Watch) -> None:
         """Measure gradient, update and path: see the class for the formulas."""
-        grads, before, after = watch.grads, watch.before, self._copies()
+        grads, before, after = watch.grads, watch.before, self._theta()
         updates = _differences(before, after)
         used, rests = [], []
         for group, g, theta, u in zip(
@@ -308,13 +332,15 @@ class Panel:
         update_norms = norms(self._parts(updates))
         theta_norms = norms(self._parts(before))
         update_norm, grad_norm = length(update_norms), norm(grads)
+        is_same = all(x is g for x, g in zip(used, grads, strict=True))
+        used_norm = grad_norm if is_same else norm(used)
         downhill = -dot(updates, grads) / (update_norm * grad_norm)
         readings: dict[str, Tensor | float] = {
             "update_norm/global": update_norm,
             "update_ratio/global": update_norm / length(theta_norms),
             "cosine/steepest_descent": downhill,
             "momentum/share": norm(rests) / update_norm,
-            "momentum/effective_lr": update_norm / norm(used),
+            "momentum/effective_lr": update_norm / used_norm,
         }
         if self._previous is not None:
             readings["cosine/previous"] = dot(grads, self._previous) / (
@@ -425,7 +451,13 @@ class Panel:
         yield
         seconds = time.perf_counter() - start
         self.costs[kind] = seconds + (self.costs[kind] if more else 0.0)
-        self.seconds += seconds
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Add to the panel's seconds."""
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
 
     def _groups(self) -> Iterator[dict[str, Any]]:
         """The group of every tensor, in their order."""
@@ -436,14 +468,13 @@ class Panel:
         """What the optimizer updates: parameters, or one vector of them."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _copies(self) -> list[Tensor]:
-        return [tensor.detach().clone() for tensor in self._tensors()]
+    def _theta(self) -> list[Tensor]:
+        return _copies(self._tensors())
 
     def _gradients(self) -> list[Tensor]:
-        """Copies of the gradients; none counts as zero."""
+        """The gradients; none counts as zero."""
         return [
-            torch.zeros_like(t) if t.grad is None else t.grad.clone()
-            for t in self._tensors()
+            torch.zeros_like(t) if t.grad is None else t.grad for t in self._tensors()
         ]
 
     @property
@@ -462,6 +493,10 @@ class Panel:
             is_vector = type(tensor) is Theta
             parts += tensor.vector.split(value) if is_vector else [value]
         return parts
+
+
+def _copies(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]
 
 
 def _differences(before: list[Tensor], after: list[Tensor]) -> list[Tensor]:

@@ -177,7 +177,7 @@ class SGD(Optimizer):
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """torch's wrapper of `step`, where a hook or a profiler is there to see it.
+        """torch's wrapper of `step`, where a profiler or more than a pre-hook is there.
 
         It takes longer than the update of a small model.
         """
@@ -185,14 +185,19 @@ class SGD(Optimizer):
 
         @functools.wraps(func)
         def step(self: "SGD", *args: Any, **kwargs: Any) -> Any:
-            is_watched = (
-                self._optimizer_step_pre_hooks
-                or self._optimizer_step_post_hooks
+            if (
+                self._optimizer_step_post_hooks
                 or torch_optimizer._global_optimizer_pre_hooks
                 or torch_optimizer._global_optimizer_post_hooks
                 or torch_.autograd._profiler_enabled()
-            )
-            return (watched if is_watched else func)(self, *args, **kwargs)
+            ):
+                return watched(self, *args, **kwargs)
+            for hook in [*self._optimizer_step_pre_hooks.values()]:
+                changed = hook(self, (self, *args), kwargs)
+                if changed is not None:
+                    (_, *rest), kwargs = changed
+                    args = tuple(rest)
+            return func(self, *args, **kwargs)
 
         return step
 

@@ -137,7 +137,7 @@ def train(
                     nn.utils.clip_grads_with_norm_(optimized, clip_norm, norm)
 
                 optimizer.step()
-            if panel is not None and not is_watched:
+            if panel is not None and not is_watched and watch.clip_factor is not None:
                 panel.pass_over(watch.clip_factor)
             yield Step(
                 number=number,

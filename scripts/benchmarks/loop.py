@@ -12,8 +12,10 @@ from benchmarks.compare import Row, compare
 from torch import Tensor, nn
 
 from minitrain import SGD, Batches, Board, ParameterVector, train
+from minitrain.config import Config
 from minitrain.models import CNN, MLP
 from minitrain.panel import Panel
+from minitrain.per_sample import PerSampleNorms
 from minitrain.tensorboard import step_scalars
 
 OPTIONS: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
@@ -67,33 +69,63 @@ def rows(rounds: int) -> Iterator[Row]:
 def panel_rows(rounds: int) -> Iterator[Row]:
     """Training with the default panel against none, both logging every tenth step.
 
-    An epoch of MNIST: the first step, of which everything is read, is one of many.
+    As many samples as MNIST has, and of the MLP the epochs of the default run: the
+    first step, of which everything is read, is one of many.
     """
     inputs, labels = torch.randn(60_000, 1, 28, 28), torch.randint(10, (60_000,))
-    for make_model in (MLP, CNN):
-        sides = [Watched(make_model, inputs, labels, on) for on in (True, False)]
+    for make_model, epochs in ((MLP, Config().epochs), (CNN, 1)):
+        data = make_model, inputs, labels, epochs
+        sides = [Watched(*data, on) for on in (True, False)]
         name = f"{make_model.__name__}, default panel"
         found = compare(name, sides[0], "no panel", sides[1], rounds)
         yield found._replace(note=f"its own figure: {sides[0].share:.3f}")
+        passes = Passes(make_model, inputs[:6400], labels[:6400])
+        name = f"{make_model.__name__}, gradients with the samples' lengths"
+        yield compare(name, passes.watched, "without", passes.bare, rounds)
+
+
+class Passes:
+    """A hundred forward and backward passes, with the samples' lengths or without."""
+
+    def __init__(
+        self, make_model: Callable[[], nn.Module], inputs: Tensor, labels: Tensor
+    ) -> None:
+        self.model = make_model()
+        self.norms = PerSampleNorms(self.model)
+        self.batches = [*zip(inputs.split(64), labels.split(64), strict=True)]
+
+    def bare(self) -> None:
+        for x, y in self.batches:
+            self.model.zero_grad()
+            LOSS(self.model(x), y).backward()
+
+    def watched(self) -> None:
+        for x, y in self.batches:
+            self.model.zero_grad()
+            with self.norms.watch(check=False):
+                LOSS(self.model(x), y).backward()
+            assert self.norms.mean_square(len(y)) is not None
 
 
 class Watched:
-    """An epoch with the panel on or off; the cadence is measured once, as in a run."""
+    """Training with the panel on or off; the cadence is measured once, as in a run."""
 
     def __init__(
         self,
         make_model: Callable[[], nn.Module],
         inputs: Tensor,
         labels: Tensor,
+        epochs: int,
         on: bool,
     ) -> None:
-        self.make_model, self.on = make_model, on
+        self.make_model, self.epochs, self.on = make_model, epochs, on
         self.batches = Batches(inputs, labels, 64, seed=0)
         self.share = 0.0
         model = make_model()
         panel = Panel(model, SGD(ParameterVector(model), **OPTIONS))
         x, y = next(iter(self.batches.epoch(1)))
-        self.cadence = panel.fit(lambda: LOSS(model(x), y), 64, 0.03, unit=10)
+        budget = Config().instruments.budget
+        self.cadence = panel.fit(lambda: LOSS(model(x), y), 64, budget, unit=10)
 
     def __call__(self) -> None:
         model = self.make_model()
@@ -101,7 +133,13 @@ class Watched:
         optimizer = SGD(ParameterVector(model), **OPTIONS)
         panel = Panel(model, optimizer, self.cadence) if self.on else None
         steps = train(
-            model, optimizer, self.batches, LOSS, measure_every=10, panel=panel
+            model,
+            optimizer,
+            self.batches,
+            LOSS,
+            epochs=self.epochs,
+            measure_every=10,
+            panel=panel,
         )
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder, Board(Path(folder)) as board:
