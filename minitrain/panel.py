@@ -111,6 +111,7 @@ class Panel:
         self._start = self._corner = self._theta()
         self._path_length: Tensor | float = 0.0
         self._previous: list[Tensor] | None = None
+        self._rooms: dict[str, list[Tensor]] = {}
         self._num_steps = self._num_clipped = 0
         self._loss = self._first_loss = 0.0
         self.noise = NoiseScale()
@@ -158,10 +159,12 @@ class Panel:
         if "noise" not in watch.due or self.withheld is not None:
             yield
             return
-        is_first = self._per_sample_norms is None
-        norms = self._per_sample_norms or PerSampleNorms(self.model)
-        self._per_sample_norms = norms
-        with norms.watch(check=is_first) as watch.norms:
+        with self._counted():
+            is_first = self._per_sample_norms is None
+            norms = self._per_sample_norms or PerSampleNorms(self.model)
+            self._per_sample_norms = norms
+            watch.norms = norms.watch(check=is_first)
+        with watch.norms:
             yield
 
     @property
@@ -295,7 +298,8 @@ class Panel:
         watch.grads = self._gradients()
         if watch.due & {"look", "audit"}:  # they compare with what comes of it
             with self._timed("look"):
-                watch.grads, watch.before = _copies(watch.grads), self._theta()
+                watch.grads = self._kept("grads", watch.grads)
+                watch.before = self._kept("before", self._tensors())
         if watch.norms is not None and watch.num_samples:
             with self._timed("noise"):
                 self._take_noise(watch, watch.norms)
@@ -320,20 +324,21 @@ class Panel:
     def _look(self, watch: Watch) -> None:
         """Measure gradient, update and path: see the class for the formulas."""
         grads, before, after = watch.grads, watch.before, self._theta()
-        updates = _differences(before, after)
-        used, rests = [], []
-        for group, g, theta, u in zip(
-            self._groups(), grads, before, updates, strict=True
-        ):
-            decay = group.get("weight_decay", 0)
-            used.append(g.add(theta, alpha=decay) if decay else g)
-            rests.append(u.add(used[-1], alpha=group["lr"]))  # -lr (d - g')
+        updates = self._differences("updates", before, after)
+        used, groups, room = [*grads], [*self._groups()], self._room("differences")
+        for i, group in enumerate(groups):
+            if decay := group.get("weight_decay", 0):
+                used[i] = torch.add(grads[i], before[i], alpha=decay, out=room[i])
+        is_same = all(x is g for x, g in zip(used, grads, strict=True))
         names = self.names
         update_norms = norms(self._parts(updates))
         theta_norms = norms(self._parts(before))
         update_norm, grad_norm = length(update_norms), norm(grads)
-        is_same = all(x is g for x, g in zip(used, grads, strict=True))
         used_norm = grad_norm if is_same else norm(used)
+        rests = [  # -lr (d - g')
+            torch.add(u, x, alpha=group["lr"], out=out)
+            for u, x, group, out in zip(updates, used, groups, room, strict=True)
+        ]
         downhill = -dot(updates, grads) / (update_norm * grad_norm)
         readings: dict[str, Tensor | float] = {
             "update_norm/global": update_norm,
@@ -354,9 +359,11 @@ class Panel:
             tags = (f"{kind}/{name}" for name in names)
             readings.update(zip(tags, values.unbind(), strict=True))
 
-        self._path_length = self._path_length + norm(_differences(self._corner, after))
+        self._path_length = self._path_length + norm(
+            self._differences("differences", self._corner, after)
+        )
         self._corner = after
-        distance = norm(_differences(self._start, after))
+        distance = norm(self._differences("differences", self._start, after))
         readings["path/distance"] = distance
         readings["path/efficiency"] = distance / self._path_length
         if watch.clip_factor is not None:
@@ -367,7 +374,7 @@ class Panel:
 
     def _audit(self, watch: Watch, same: Replay) -> None:
         """Compare the decrease of the loss that g promised with the one delivered."""
-        updates = _differences(watch.before, self._tensors())
+        updates = self._differences("updates", watch.before, self._tensors())
         group = next(self._groups())
         loss_after = same()
         audit = step_audit(
@@ -471,6 +478,30 @@ class Panel:
     def _theta(self) -> list[Tensor]:
         return _copies(self._tensors())
 
+    def _room(self, name: str) -> list[Tensor]:
+        """Memory that is kept from reading to reading.
+
+        New memory each time would be touched for the first time, and, free again,
+        scatter what the steps in between ask for.
+        """
+        if name not in self._rooms:
+            self._rooms[name] = [torch.empty_like(t.detach()) for t in self._tensors()]
+        return self._rooms[name]
+
+    def _kept(self, name: str, tensors: list[Tensor]) -> list[Tensor]:
+        """A copy, until the next one of that name."""
+        pairs = zip(self._room(name), tensors, strict=True)
+        return [room.copy_(tensor.detach()) for room, tensor in pairs]
+
+    def _differences(
+        self, name: str, before: list[Tensor], after: list[Tensor]
+    ) -> list[Tensor]:
+        """after - before, until the next ones of that name."""
+        return [
+            torch.sub(b.detach(), a.detach(), out=room)
+            for room, a, b in zip(self._room(name), before, after, strict=True)
+        ]
+
     def _gradients(self) -> list[Tensor]:
         """The gradients; none counts as zero."""
         return [
@@ -497,10 +528,6 @@ class Panel:
 
 def _copies(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.detach().clone() for tensor in tensors]
-
-
-def _differences(before: list[Tensor], after: list[Tensor]) -> list[Tensor]:
-    return [b.detach() - a.detach() for a, b in zip(before, after, strict=True)]
 
 
 def _as_numbers(readings: dict[str, Tensor | float]) -> Readings:

@@ -362,6 +362,24 @@ def test_closure_that_raises_changes_nothing(enabled):
     assert x.item() == 3.0
 
 
+@pytest.mark.parametrize("optimizer_class", [SGD, torch.optim.SGD])
+def test_pre_hooks_alone_see_the_step_and_may_change_its_arguments(
+    optimizer_class: MakeOptimizer,
+) -> None:
+    """The panel has one: the step then goes without torch's record for a profiler."""
+    x, calls = theta(3.0), []
+    x.grad = torch.ones(1)
+    optimizer = optimizer_class([x], lr=1.0)
+    optimizer.register_step_pre_hook(lambda *given: calls.append((*given, x.item())))
+    assert optimizer.step() is None
+    assert calls == [(optimizer, (optimizer,), {}, 3.0)] and x.item() == 2.0
+    optimizer.register_step_pre_hook(lambda self, *_: ((self,), {"closure": lambda: 5}))
+    optimizer.register_step_pre_hook(lambda *given: calls.append(given))
+    assert optimizer.step() == 5
+    (_, args, kwargs), value = calls[-1], x.item()
+    assert args == (optimizer,) and [*kwargs] == ["closure"] and value == 1.0
+
+
 def hook_calls(optimizer_class: MakeOptimizer) -> list[str]:
     """What hooks see of one step, one save and one load."""
     x, calls = theta(3.0), []

@@ -1,8 +1,9 @@
 """Timing several sides of one comparison in turn, so that all see the same machine."""
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 Work = Callable[[], Any]
@@ -40,6 +41,20 @@ def timed(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
             work()
             times[name].append(time.perf_counter() - start)
     return {name: seconds[1:] for name, seconds in times.items()}
+
+
+def in_turn(
+    ours: Iterator[Any], theirs: Iterator[Any], num_steps: int = 10
+) -> tuple[float, float]:
+    """The seconds of two equally long loops that take some steps each in turn."""
+    sides, seconds, is_over = [(0, ours), (1, theirs)], [0.0, 0.0], False
+    while not is_over:
+        for side, steps in sides:
+            start = time.perf_counter()
+            is_over = sum(1 for _ in itertools.islice(steps, num_steps)) < num_steps
+            seconds[side] += time.perf_counter() - start
+        sides.reverse()
+    return seconds[0], seconds[1]
 
 
 def row(name: str, ours: list[float], peer: str, theirs: list[float]) -> Row:
