@@ -39,7 +39,7 @@ class PerSampleNorms:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._model, self._check = model, False
         self._survey()
 
     def _survey(self) -> None:

@@ -373,11 +373,11 @@ def test_pre_hooks_alone_see_the_step_and_may_change_its_arguments(
     optimizer.register_step_pre_hook(lambda *given: calls.append((*given, x.item())))
     assert optimizer.step() is None
     assert calls == [(optimizer, (optimizer,), {}, 3.0)] and x.item() == 2.0
-    optimizer.register_step_pre_hook(lambda self, *_: ((self,), {"closure": lambda: 5}))
+    optimizer.register_step_pre_hook(lambda self, *_: ((self, lambda: 5), {}))
     optimizer.register_step_pre_hook(lambda *given: calls.append(given))
     assert optimizer.step() == 5
-    (_, args, kwargs), value = calls[-1], x.item()
-    assert args == (optimizer,) and [*kwargs] == ["closure"] and value == 1.0
+    (_, (_, closure), kwargs), value = calls[-1], x.item()
+    assert closure() == 5 and kwargs == {} and value == 1.0
 
 
 def hook_calls(optimizer_class: MakeOptimizer) -> list[str]:
