@@ -142,6 +142,7 @@ class _Layer:
         self._module = module
         self._trainable = _trainable(module)
         self._handles: list[RemovableHandle] = []
+        self._check = False
         self._forget()
 
     def _forget(self) -> None:
@@ -175,6 +176,10 @@ class _Layer:
         self._module._forward_hooks_with_kwargs.pop(id(self), None)
         while self._handles:
             self._handles.pop().remove()
+        for parameter in self._trainable.values() if self._check else ():
+            if not parameter._backward_hooks:
+                # Every backward pass would call torch's hook for an empty dictionary.
+                parameter._backward_hooks = None
 
     def _on_call(
         self, _: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor
@@ -205,15 +210,10 @@ class _Layer:
         self.seconds += time.perf_counter() - start
 
     def take_in(self) -> None:
-        """Turn what is kept of a pass into lengths, with the precision that it has."""
-        # A backward pass can record a graph (create_graph=True), or run under autocast.
-        if torch.is_grad_enabled():
+        """Turn what is kept of a pass into lengths."""
+        if torch.is_grad_enabled():  # in a backward pass, too, with create_graph=True
             with torch.no_grad():
                 return self.take_in()
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                with torch.autocast(device, enabled=False):
-                    return self.take_in()
 
         inputs, delta = self._inputs, self._delta
         if inputs is None or delta is None:
@@ -231,7 +231,10 @@ class _Layer:
                 # Half of the digits: more are lost only where the addends cancel.
                 tolerance = math.sqrt(torch.finfo(delta.dtype).eps)
                 tolerance *= torch.stack(lengths).sum()
-                _check_sum(self._module, x, d, self._trainable, self._grads, tolerance)
+                with torch.autocast(x.device.type, enabled=False):
+                    _check_sum(
+                        self._module, x, d, self._trainable, self._grads, tolerance
+                    )
             self.lengths.append(lengths)
             self._num_samples += len(delta)
         except Exception as error:  # watching must not end a training
@@ -326,6 +329,18 @@ def _lengths(
             return [of_bias]
         of_weight = torch.linalg.vector_norm(inputs, dim=1).mul_(of_bias)
         return [of_weight, of_bias] if bias else [of_weight]
+    with torch.autocast(inputs.device.type, enabled=False):
+        return [_lengths_of_places(module, inputs, delta, weight, bias)]
+
+
+def _lengths_of_places(
+    module: nn.Linear | nn.Conv2d,
+    inputs: Tensor,
+    delta: Tensor,
+    weight: bool,
+    bias: bool,
+) -> Tensor:
+    """The lengths where the gradient of a sample is a sum over places."""
     x, d = _columns(module, inputs, delta)
     num_inputs, num_outputs, num_places = x.shape[1], d.shape[1], x.shape[2]
     if num_places * (num_inputs + num_outputs) < num_inputs * num_outputs:
@@ -337,7 +352,7 @@ def _lengths(
         if weight:
             squares += torch.bmm(d, x.mT).square().sum(dim=(1, 2))
     # Groups of channels have parts of the gradient of their own.
-    return [squares.view(len(delta), -1).sum(dim=1).sqrt()]
+    return squares.view(len(delta), -1).sum(dim=1).sqrt()
 
 
 def _check_sum(

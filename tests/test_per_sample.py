@@ -415,6 +415,7 @@ def test_hooks_are_removed_whatever_happens() -> None:
         assert list(hooks_of(model))
         raise KeyboardInterrupt
     assert not list(hooks_of(model))
+    assert all(p._backward_hooks is None for p in model.parameters())
     outputs.sum().backward()  # what is left of them in the graph does nothing
 
 
