@@ -314,17 +314,19 @@ class Panel:
 
     def _after_update(self, watch: Watch) -> None:
         """Read what the update did, if there was one."""
-        if watch.grads and "look" in watch.due:
-            with self._timed("look", more=True):
-                self._look(watch)
-        if watch.grads and watch.replays is not None and "audit" in watch.due:
+        if not watch.before:
+            return
+        with self._timed("look", more=True):
+            updates = self._differences("updates", watch.before, self._tensors())
+            if "look" in watch.due:
+                self._look(watch, updates)
+        if watch.replays is not None and "audit" in watch.due:
             with self._timed("audit"):
-                self._audit(watch, watch.replays[0])
+                self._audit(watch, updates, watch.replays[0])
 
-    def _look(self, watch: Watch) -> None:
+    def _look(self, watch: Watch, updates: list[Tensor]) -> None:
         """Measure gradient, update and path: see the class for the formulas."""
         grads, before, after = watch.grads, watch.before, self._theta()
-        updates = self._differences("updates", before, after)
         used, groups, room = [*grads], [*self._groups()], self._room("differences")
         for i, group in enumerate(groups):
             if decay := group.get("weight_decay", 0):
@@ -372,9 +374,8 @@ class Panel:
         self._num_steps = self._num_clipped = 0
         watch.readings |= _as_numbers(readings)
 
-    def _audit(self, watch: Watch, same: Replay) -> None:
+    def _audit(self, watch: Watch, updates: list[Tensor], same: Replay) -> None:
         """Compare the decrease of the loss that g promised with the one delivered."""
-        updates = self._differences("updates", watch.before, self._tensors())
         group = next(self._groups())
         loss_after = same()
         audit = step_audit(
@@ -481,8 +482,7 @@ class Panel:
     def _room(self, name: str) -> list[Tensor]:
         """Memory that is kept from reading to reading.
 
-        New memory each time would be touched for the first time, and, free again,
-        scatter what the steps in between ask for.
+        New memory each time would be mapped anew: hundreds of page faults in a reading.
         """
         if name not in self._rooms:
             self._rooms[name] = [torch.empty_like(t.detach()) for t in self._tensors()]

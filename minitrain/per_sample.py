@@ -39,7 +39,7 @@ class PerSampleNorms:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model, self._check = model, False
+        self._model = model
         self._survey()
 
     def _survey(self) -> None:
@@ -73,7 +73,6 @@ class PerSampleNorms:
         """
         if self._modes() != self._surveyed:
             self._survey()
-        self._check = check
         for layer in self._layers:
             layer.watch(check)
         return self
@@ -85,11 +84,9 @@ class PerSampleNorms:
         self.close()
 
     def close(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks, and check what they have kept for it."""
         for layer in self._layers:
-            layer.unwatch()
-            if self._check:
-                layer.take_in()
+            layer.close()
 
     @property
     def seconds(self) -> float:
@@ -170,16 +167,18 @@ class _Layer:
             for parameter in self._trainable.values():
                 self._handles.append(parameter.register_hook(self._grads.append))
 
-    def unwatch(self) -> None:
-        """Remove the hooks."""
+    def close(self) -> None:
+        """Remove the hooks, and take in what the check has waited for."""
         self._module._forward_hooks.pop(id(self), None)
         self._module._forward_hooks_with_kwargs.pop(id(self), None)
         while self._handles:
             self._handles.pop().remove()
-        for parameter in self._trainable.values() if self._check else ():
-            if not parameter._backward_hooks:
-                # Every backward pass would call torch's hook for an empty dictionary.
-                parameter._backward_hooks = None
+        if self._check:
+            for parameter in self._trainable.values():
+                if not parameter._backward_hooks:
+                    # Every backward pass would call torch's hook for an empty dict.
+                    parameter._backward_hooks = None
+            self.take_in()
 
     def _on_call(
         self, _: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor
