@@ -8,8 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minitrain.data import Batches as Batches
+    from minitrain.batches import Batches as Batches
     from minitrain.descent import descend as descend
+    from minitrain.evaluation import evaluate as evaluate
     from minitrain.experiment import load as load
     from minitrain.gradients import check_gradient as check_gradient
     from minitrain.gradients import directional_derivative as directional_derivative
@@ -23,12 +24,11 @@ if TYPE_CHECKING:
     from minitrain.sgd import sgd_update as sgd_update
     from minitrain.tensorboard import Board as Board
     from minitrain.training import Step as Step
-    from minitrain.training import evaluate as evaluate
     from minitrain.training import train as train
     from minitrain.vector import ParameterVector as ParameterVector
 
 _HOME = {
-    "Batches": "data",
+    "Batches": "batches",
     "Board": "tensorboard",
     "ParameterVector": "vector",
     "SGD": "sgd",
@@ -36,7 +36,7 @@ _HOME = {
     "check_gradient": "gradients",
     "descend": "descent",
     "directional_derivative": "gradients",
-    "evaluate": "training",
+    "evaluate": "evaluation",
     "finite_difference_gradient": "gradients",
     "gradient": "gradients",
     "hessian_vector_product": "gradients",

@@ -1,13 +1,12 @@
-"""Data sets that live in memory as tensors, verified, and their order in each epoch."""
+"""Data sets that live in memory as tensors, verified."""
 
 import contextlib
 import functools
 import gzip
-import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from torch import Tensor
 from minitrain.digits import VERSION, draw_digits
 from minitrain.download import fetch
 from minitrain.errors import DataError
-from minitrain.instruments import fingerprint
+from minitrain.fingerprint import fingerprint
 from minitrain.storage import replacing
 
 
@@ -55,63 +54,6 @@ class Dataset:
         mean, std = self.mean_std
         images = examples.images.to(device, torch.float32)
         return images.sub_(mean).div_(std).unsqueeze(1)
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Resident tensors in batches, in an order that is a function of (seed, epoch).
-
-    With a seed every epoch has its own random order, without one the order is that of
-    the tensors. The last batch may be smaller. There is no other state: any epoch can
-    be had at any time, from any batch on.
-
-    >>> batches = Batches(torch.arange(5), torch.arange(5), batch_size=2)
-    >>> [inputs.tolist() for inputs, targets in batches.epoch(1)]
-    [[0, 1], [2, 3], [4]]
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    batch_size: int
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.targets):
-            raise ValueError(
-                f"{len(self.inputs)} inputs and {len(self.targets)} targets: "
-                "each input needs one target"
-            )
-        if not 1 <= self.batch_size <= len(self.inputs):
-            raise ValueError(
-                f"batch_size = {self.batch_size}: must be from 1 to the number of "
-                f"samples, {len(self.inputs)}"
-            )
-
-    def __len__(self) -> int:
-        return -(-len(self.inputs) // self.batch_size)
-
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches (inputs, targets) of an epoch, in its order."""
-        if self.seed is None:
-            yield from zip(
-                self.inputs.split(self.batch_size),
-                self.targets.split(self.batch_size),
-                strict=True,
-            )
-            return
-        order = self.order(epoch).to(self.inputs.device)
-        for indices in order.split(self.batch_size):
-            yield (
-                self.inputs.index_select(0, indices),
-                self.targets.index_select(0, indices),
-            )
-
-    def order(self, epoch: int) -> Tensor:
-        """The permutation of the samples in an epoch, the same on every device."""
-        digest = hashlib.sha256(f"order of epoch {epoch}, seed {self.seed}".encode())
-        generator = torch.Generator()
-        generator.manual_seed(int.from_bytes(digest.digest()[:8], signed=True))
-        return torch.randperm(len(self.inputs), generator=generator)
 
 
 def load(name: str, root: Path | None = None) -> Dataset:

@@ -39,8 +39,8 @@ class StorageError(MinitrainError):
     exit_code = 5
 
 
-class NotFiniteError(MinitrainError):
-    """Loss or gradient is infinite or not a number."""
+class DivergedError(MinitrainError):
+    """A training or a walk became infinite or not a number."""
 
     exit_code = 6
 

@@ -11,16 +11,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minitrain import checkpoint, data, models
+from minitrain.batches import Batches
 from minitrain.cadence import Cadence
 from minitrain.config import Config, ModelSettings, from_toml
 from minitrain.errors import CheckpointError, DataError, SettingsError, Stopped
-from minitrain.findings import Findings
-from minitrain.instruments import (
+from minitrain.evaluation import (
     confusion_matrix,
-    fingerprint,
-    log2_counts,
+    evaluate,
+    evaluating,
+    predict,
     worst_mistakes,
 )
+from minitrain.findings import Findings
+from minitrain.fingerprint import fingerprint
+from minitrain.instruments import log2_counts
 from minitrain.panel import Panel
 from minitrain.randomness import RandomStates
 from minitrain.report import (
@@ -41,7 +45,7 @@ from minitrain.sharpness import sharpness
 from minitrain.signals import Stop
 from minitrain.storage import check_unused, create_folder, locked
 from minitrain.tensorboard import Board, step_scalars
-from minitrain.training import Step, evaluate, evaluating, predict, train
+from minitrain.training import Step, train
 from minitrain.vector import ParameterVector
 
 NUM_MISTAKES = 24
@@ -101,14 +105,13 @@ def run(
                 size = sample.mean().item(), sample.std().item()
                 tell(summary, findings.check_inputs(*size))
             bar.update(summary.steps)
-            names = [name for name, _ in model.named_parameters()]
             num_samples, epoch_seconds = 0, 0.0
             for step, seconds in _timed(parts.train(start or 0), model):
                 summary.steps = step.number
                 summary.train_seconds += seconds
                 num_samples += step.num_samples
                 epoch_seconds += seconds
-                if values := step_scalars(step, names):
+                if values := step_scalars(step):
                     board.log(step.number, values)
                     tell(summary, findings.note(step.number, values))
                 if panel is not None and "truth/worst_error" in step.readings:
@@ -152,8 +155,8 @@ class Parts(NamedTuple):
     panel: Panel | None
     findings: Findings
     loss_fn: Callable[[Tensor, Tensor], Tensor]
-    batches: data.Batches
-    test_batches: data.Batches
+    batches: Batches
+    test_batches: Batches
     num_steps: int
 
     @property
@@ -191,7 +194,7 @@ class Parts(NamedTuple):
             autocast=_autocast(config),
             measure_every=config.log.every,
             start=start,
-            panel=self.panel,
+            watcher=self.panel,
         )
 
 
@@ -207,13 +210,13 @@ def prepare(config: Config) -> Parts:
     train_inputs, test_inputs = (
         dataset.inputs(examples, device) for examples in (dataset.train, dataset.test)
     )
-    batches = data.Batches(
+    batches = Batches(
         train_inputs,
         dataset.train.labels.to(device),
         config.data.batch_size,
         seed=config.seed,
     )
-    test_batches = data.Batches(
+    test_batches = Batches(
         test_inputs, dataset.test.labels.to(device), min(1000, len(test_inputs))
     )
     if config.threads or config.model.name != "cnn":

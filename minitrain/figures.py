@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from minitrain.descent import Trajectory
-from minitrain.instruments import Mistake
+from minitrain.evaluation import Mistake
 
 # Colours of Okabe and Ito, which the colour-blind can tell apart as well.
 BLACK, BLUE, VERMILION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
@@ -219,7 +219,7 @@ def draw_mistakes(
     for place, mistake in enumerate(mistakes):
         left, top = 1.3 * (place % columns) + 0.1, 1.6 * (place // columns) + 0.4
         axes.imshow(
-            images[mistake.example].cpu().numpy(),
+            images[mistake.sample].cpu().numpy(),
             extent=(left, left + 1.1, top + 1.1, top),
             aspect="auto",
             cmap="gray_r",

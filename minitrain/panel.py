@@ -8,18 +8,19 @@ the training.
 import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from minitrain.audit import LossOf, Replay, Slope, check_slope, step_audit
 from minitrain.cadence import Cadence, cadence
-from minitrain.instruments import dot, length, norm, norms, zero_shares
+from minitrain.instruments import zero_shares
 from minitrain.noise import NoiseScale
+from minitrain.norms import dot, norm, norms
 from minitrain.per_sample import PerSampleNorms
 from minitrain.vector import Theta
 
@@ -40,7 +41,7 @@ class Watch:
     """A step while it is watched: what the loop tells of it, and what is read."""
 
     due: frozenset[str] = NOTHING
-    loss: Tensor | None = None
+    loss: float | None = None
     """Of the batch, before the update; computed again where not set."""
     num_samples: int = 0
     """In the batch; without it the noise scale is withheld."""
@@ -53,6 +54,35 @@ class Watch:
     norms: PerSampleNorms | None = None
     replays: tuple[Replay, Replay] | None = None
     """Of the batch: as the loop computes it, and in full precision."""
+    read: Callable[["Watch"], None] = lambda watch: None
+    """Reads the gradient that the optimizer is about to use."""
+
+    def before_update(
+        self, loss: float, num_samples: int, clip_factor: float | None
+    ) -> None:
+        """Take in what the loop tells, and read the complete gradient."""
+        self.loss, self.num_samples = loss, num_samples
+        self.clip_factor = clip_factor
+        self.read(self)
+
+
+class _Passing:
+    """A step of which nothing is read, at next to no cost."""
+
+    def __init__(self, count: Callable[[float | None], None]) -> None:
+        self.readings: Readings = {}
+        self._count = count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def before_update(
+        self, loss: float, num_samples: int, clip_factor: float | None
+    ) -> None:
+        self._count(clip_factor)
 
 
 class Panel:
@@ -116,6 +146,7 @@ class Panel:
         self._loss = self._first_loss = 0.0
         self.noise = NoiseScale()
         self._per_sample_norms: PerSampleNorms | None = None
+        self._passing = _Passing(self._count)
 
     def fit(
         self,
@@ -173,15 +204,33 @@ class Panel:
         norms = self._per_sample_norms
         return None if norms is None else norms.withheld
 
-    def is_due(self, number: int, is_last: bool = False) -> bool:
-        """Whether `watch` has something to do at this step."""
+    def step(
+        self,
+        number: int,
+        loss_of: LossOf,
+        *,
+        is_last: bool = False,
+        autocast: torch.dtype | None = None,
+    ) -> AbstractContextManager["Watch | _Passing"]:
+        """Watch step `number` of `train`, which tells by itself what it does.
+
+        The first and the last step are always read. Where the loop's forward pass runs
+        under autocast, so does the step audit; the truth test, with more tolerance,
+        compares with the loss in full precision.
+        """
+        if self._is_due(number, is_last):
+            return self._reading(number, loss_of, is_last, autocast)
+        return self._passing
+
+    def _is_due(self, number: int, is_last: bool = False) -> bool:
+        """Whether there is something to do at this step."""
         unit = self._unit
         if number % unit and (number + 1) % unit and number != 1 and not is_last:
             return False  # most steps, at no cost
         return bool(self._due(number, is_last)) or "look" in self._due(number + 1)
 
-    def pass_over(self, clip_factor: float | None) -> None:
-        """Count a step that is not watched: faster, where `is_due` said so."""
+    def _count(self, clip_factor: float | None) -> None:
+        """Count a step, and whether it was clipped."""
         if clip_factor is not None:
             self._num_steps += 1
             self._num_clipped += clip_factor < 1
@@ -195,11 +244,29 @@ class Panel:
         is_last: bool = False,
         autocast: torch.dtype | None = None,
     ) -> Iterator[Watch]:
-        """Watch step `number`, counted from 1; the first and the last are always read.
+        """Watch step `number`, counted from 1, of anybody's loop: see `step`.
 
-        Where the loop's forward pass runs under autocast, so does the step audit; the
-        truth test, with more tolerance, compares with the loss in full precision.
+        The loop tells nothing: the gradient is read when it calls `optimizer.step`.
         """
+        with self._reading(number, loss_of, is_last, autocast) as watch:
+            if not watch.due:
+                yield watch
+                return
+            hook = self.optimizer.register_step_pre_hook(lambda *_: watch.read(watch))
+            try:
+                yield watch
+            finally:
+                hook.remove()
+
+    @contextmanager
+    def _reading(
+        self,
+        number: int,
+        loss_of: LossOf,
+        is_last: bool,
+        autocast: torch.dtype | None,
+    ) -> Iterator[Watch]:
+        """Enclose a step that is read, or the one before it."""
         with self._counted():
             regular, watch = self._due(number), Watch(self._due(number, is_last))
             extra = watch.due - regular
@@ -209,14 +276,9 @@ class Panel:
                 full = Replay(self.model, loss_of) if autocast else same
                 watch.replays = same, full
         if watch.due:
-            hook = self.optimizer.register_step_pre_hook(
-                lambda *_: self._before_update(watch)
-            )
-            try:
-                with self._per_sample(watch):
-                    yield watch
-            finally:
-                hook.remove()
+            watch.read = self._before_update
+            with self._per_sample(watch):
+                yield watch
         else:
             yield watch
         with self._counted():
@@ -228,7 +290,7 @@ class Panel:
                 forgotten = {key: memory[key] for key in MEMORY[kind]}
                 self.load_state_dict(self.state_dict() | forgotten)
             if "look" not in regular:
-                self.pass_over(watch.clip_factor)
+                self._count(watch.clip_factor)
             # The next reading compares its gradient with this one.
             is_needed = "look" in self._due(number + 1)
             self._previous = _copies(self._gradients()) if is_needed else None
@@ -306,7 +368,7 @@ class Panel:
             self.costs["noise"] += watch.norms.seconds
         if watch.replays is not None:
             same, full = watch.replays
-            self._loss = same() if watch.loss is None else watch.loss.item()
+            self._loss = same() if watch.loss is None else watch.loss
             self._first_loss = self._first_loss or self._loss
             if "truth" in watch.due:
                 with self._timed("truth"):
@@ -335,7 +397,7 @@ class Panel:
         names = self.names
         update_norms = norms(self._parts(updates))
         theta_norms = norms(self._parts(before))
-        update_norm, grad_norm = length(update_norms), norm(grads)
+        update_norm, grad_norm = norm(update_norms), norm(grads)
         used_norm = grad_norm if is_same else norm(used)
         rests = [  # -lr (d - g')
             torch.add(u, x, alpha=group["lr"], out=out)
@@ -344,7 +406,7 @@ class Panel:
         downhill = -dot(updates, grads) / (update_norm * grad_norm)
         readings: dict[str, Tensor | float] = {
             "update_norm/global": update_norm,
-            "update_ratio/global": update_norm / length(theta_norms),
+            "update_ratio/global": update_norm / norm(theta_norms),
             "cosine/steepest_descent": downhill,
             "momentum/share": norm(rests) / update_norm,
             "momentum/effective_lr": update_norm / used_norm,

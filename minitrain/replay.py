@@ -16,10 +16,10 @@ from minitrain import checkpoint
 from minitrain.checkpoint import Checkpoint
 from minitrain.config import changes, from_toml, read
 from minitrain.descent import Example, descend
-from minitrain.errors import CheckpointError, NotFiniteError, SettingsError
+from minitrain.errors import CheckpointError, DivergedError, SettingsError
 from minitrain.experiment import prepare
 from minitrain.explain import Held, Rule
-from minitrain.instruments import fingerprint
+from minitrain.fingerprint import fingerprint
 from minitrain.sgd import sgd_update
 
 
@@ -172,7 +172,7 @@ def walk(
     """The numbers around one step of a walk down a function, for each coordinate.
 
     Raises SettingsError where the function is not finite at the start, and
-    NotFiniteError where the walk diverges before the step is complete.
+    DivergedError where the walk diverges before the step is complete.
     """
     lr, momentum = rule.lr, rule.momentum
     try:
@@ -180,7 +180,7 @@ def walk(
     except ValueError as error:
         raise SettingsError(str(error)) from None
     if len(seen.points) <= step:
-        raise NotFiniteError(
+        raise DivergedError(
             f"the walk diverged at step {seen.diverged}, and was given up before step "
             f"{step} was complete. Try a smaller --lr"
         )

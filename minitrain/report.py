@@ -15,11 +15,12 @@ from typing import Any
 from tqdm import tqdm
 
 from minitrain.config import Config, OptimizerSettings, to_toml
-from minitrain.errors import NotFiniteError, Stopped, discard, warn
+from minitrain.errors import Stopped, discard, warn
+from minitrain.evaluation import Evaluation
 from minitrain.findings import Finding, Findings
 from minitrain.storage import replacing
 from minitrain.tensorboard import FINDINGS, Board
-from minitrain.training import Evaluation, Step
+from minitrain.training import NotFiniteError, Step
 
 CHARTS = {
     "Loss": ["loss/.*"],
@@ -151,8 +152,7 @@ def dashboard(
             yield board
             succeeded = True
         except NotFiniteError as error:
-            first_line = str(error).splitlines()[0]
-            tell(summary, findings.note_failure(summary.steps + 1, first_line))
+            tell(summary, findings.note_failure(error.step, f"{error}."))
             raise
         finally:
             board.text(FINDINGS, _markdown(summary))

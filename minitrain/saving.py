@@ -12,7 +12,7 @@ from minitrain import checkpoint
 from minitrain.config import Config, changes, from_toml, to_toml
 from minitrain.errors import (
     CheckpointError,
-    NotFiniteError,
+    DivergedError,
     SettingsError,
     StorageError,
 )
@@ -53,7 +53,7 @@ class Saver:
         folder, step = self.folder / "checkpoints", self.summary.steps
         state = {name: part.state_dict() for name, part in self.parts.items()}
         if any(not tensor.isfinite().all() for tensor in state["model"].values()):
-            raise NotFiniteError(
+            raise DivergedError(
                 f"the parameters after step {step} are not finite, and were not saved. "
                 "Try a smaller --optimizer.lr, or --clip-norm 1"
             )

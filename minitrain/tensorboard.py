@@ -189,20 +189,19 @@ class Board:
             )
 
 
-def step_scalars(step: Step, names: Sequence[str]) -> dict[str, float]:
-    """The tags and values of a step; `names` are those of its parameters.
+def step_scalars(step: Step) -> Mapping[str, float]:
+    """The tags and values of a step.
 
     Quantity first, so that the curves of one quantity stand together. A step that was
     not measured has the readings of a panel, or none.
     """
     if step.grad_norms is None:
         return step.readings
-    norms = zip(names, step.grad_norms, strict=True)
     return {
         "loss/train": step.loss,
         "lr": step.lr,
         "grad_norm/global": step.grad_norm,
-        **{f"grad_norm/{name}": norm for name, norm in norms},
+        **{f"grad_norm/{name}": norm for name, norm in step.grad_norms.items()},
         **step.readings,
     }
 

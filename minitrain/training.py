@@ -1,22 +1,26 @@
-"""The loop: one step of training after another, for the caller to watch and to stop."""
+"""The loop: one step of training after another, for the caller to watch and to stop.
+
+After the backward pass of a step the parameters' gradients are the gradient of the
+mean loss L of its batch, as `minitrain.gradient` defines it: with the parameters as one
+vector, `theta.grad` is `gradient(L)(theta)`. The step walks against it.
+"""
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from minitrain.data import Batches
-from minitrain.errors import NotFiniteError
-from minitrain.instruments import grad_norm, grad_norms
-from minitrain.panel import Panel, Readings, Watch
+from minitrain.batches import Batch, Epochs, epoch_of
+from minitrain.norms import clip_factor, grad_norms, norm
 
-Batch = tuple[Tensor, Tensor]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""loss(outputs, targets), the mean over the samples of a batch: a 0-d tensor."""
 
 
 class Step(NamedTuple):
@@ -34,19 +38,98 @@ class Step(NamedTuple):
     """Their mean loss, before the update."""
     grad_norm: float
     """|grad L| over all parameters together, before clipping."""
-    grad_norms: list[float] | None
-    """The same for each parameter, in the order of `model.named_parameters()` without
-    frozen ones; None where the step was not measured."""
+    grad_norms: dict[str, float] | None
+    """The same of each trainable parameter, by its name in `model.named_parameters()`;
+    None where the step was not measured."""
     lr: float
     """Learning rate of the update."""
-    readings: Readings
-    """What a panel read of it, tags and values."""
+    readings: Mapping[str, float]
+    """What a watcher read of it: tags and values."""
+
+
+class NotFiniteError(ArithmeticError):
+    """Loss or gradient of a step is infinite or NaN, and its update was not made."""
+
+    def __init__(
+        self, *, step: int, loss: float, grad_norm: float, lr: float, parameter: str
+    ) -> None:
+        self.step = step
+        """The step, from 1, that was not made: the parameters are those before it."""
+        self.loss = loss
+        self.grad_norm = grad_norm
+        self.lr = lr
+        self.parameter = parameter
+        """The first whose gradient is not finite; empty where only the loss is not."""
+        where = "in the loss alone"
+        if parameter:
+            where = f"first in the gradient of {parameter}"
+        super().__init__(
+            f"step {step} is not finite, {where}: loss {loss:.4g}, "
+            f"|grad L| {grad_norm:.4g}, lr {lr:.4g}"
+        )
+
+
+class Watch(Protocol):
+    """One step, while a watcher watches it."""
+
+    @property
+    def readings(self) -> Mapping[str, float]:
+        """What was read of the step, complete when it is over."""
+        ...
+
+    def before_update(
+        self, loss: float, num_samples: int, clip_factor: float | None
+    ) -> None:
+        """Look at the complete gradient, before the update uses it.
+
+        Args:
+            loss: The mean loss of the step's batch.
+            num_samples: The samples in the batch.
+            clip_factor: What clipping multiplied the gradient by; None without any.
+        """
+        ...
+
+
+class Watcher(Protocol):
+    """Somebody who watches the steps of a training, and never changes them."""
+
+    def step(
+        self,
+        number: int,
+        loss_of: Callable[[], Tensor],
+        *,
+        is_last: bool = False,
+        autocast: torch.dtype | None = None,
+    ) -> AbstractContextManager[Watch]:
+        """Enclose a step, from before its gradients are reset to after its update.
+
+        Args:
+            number: The step, from 1.
+            loss_of: Computes the mean loss of the step's batch in full precision.
+            is_last: Whether it is the last step of the training.
+            autocast: The dtype of the step's own forward pass, where it is another.
+        """
+        ...
+
+
+class _Unwatched:
+    """The watcher, and the watch of every step, where nobody watches."""
+
+    readings: Mapping[str, float] = MappingProxyType({})
+
+    def step(self, *_: object, **__: object) -> AbstractContextManager[Watch]:
+        return nullcontext(self)
+
+    def before_update(
+        self, loss: float, num_samples: int, clip_factor: float | None
+    ) -> None:
+        pass
 
 
 def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Batches | Iterable[Batch],
+    batches: Epochs | Iterable[Batch],
     loss_fn: LossFunction,
     *,
     epochs: int = 1,
@@ -56,33 +139,45 @@ def train(
     autocast: torch.dtype | None = None,
     measure_every: int = 1,
     start: int = 0,
-    panel: Panel | None = None,
+    watcher: Watcher | None = None,
 ) -> Iterator[Step]:
     """Train the model, one update at a time: theta <- theta - lr * grad L(theta).
 
-    Yields a `Step` after every update; what to do about it (logging, evaluation, an
-    early `break`) is up to the caller's `for`. Until the next step is asked for, the
-    gradients of this one can be read from the parameters.
+    Until the next step is asked for, the gradients of this one can be read from the
+    parameters. Logging, evaluation or an early `break` are up to the caller's `for`.
 
-    `batches` are `Batches` of resident tensors or anything that can be iterated once
-    per epoch for pairs (inputs, targets), such as a DataLoader; they are moved to the
-    model's device. `loss_fn(outputs, targets)` is the mean loss over a batch.
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> x, y = torch.ones(1, 1), torch.zeros(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    >>> for step in train(model, optimizer, [(x, y)], nn.functional.mse_loss):
+    ...     print(step.number, step.num_samples, model.weight.item())
+    1 1 0.0
 
-    lr            the learning rate as a function of the number of completed updates; by
-                  default the optimizer keeps its own.
-    clip_norm     g <- g * min(1, clip_norm / |g|).
-    accumulate    batches per update: their gradients are averaged by their numbers of
-                  samples, so that an update equals that of one large batch, also where
-                  the last ones of an epoch are fewer or smaller.
-    autocast      dtype of the forward pass, such as torch.bfloat16.
-    measure_every steps between two with `grad_norms`; the first and the last have them.
+    Args:
+        model: Any module; batches are moved to the device of its parameters.
+        optimizer: Updates the parameters, or some of them.
+        batches: `Batches`, or anything that can be iterated once per epoch for pairs
+            (inputs, targets), such as a DataLoader.
+        loss_fn: `loss_fn(outputs, targets)` is the mean loss over a batch.
+        epochs: Passes over the data.
+        lr: The learning rate as a function of the number of completed updates; by
+            default the optimizer keeps its own.
+        clip_norm: g <- g * min(1, clip_norm / (|g| + 1e-6)), see `clip_factor`.
+        accumulate: Batches per update. Their gradients are averaged by their numbers of
+            samples, so that an update equals that of one large batch, also where the
+            last ones of an epoch are fewer or smaller.
+        autocast: Dtype of the forward pass, such as torch.bfloat16.
+        measure_every: Steps between two with `grad_norms`; the first and the last step
+            have them.
+        start: Completed updates of a run that is continued: those are passed over.
+        watcher: Watches every step, as a `Panel` does; its readings are in the steps.
 
-    start         completed updates of a run that is continued: those are passed over.
-    panel         watches every step; its readings are in the steps.
+    Yields:
+        A `Step` after every update.
 
-    Loss and gradient are checked before every update. Raises NotFiniteError where one
-    is infinite or NaN, with the parameters as they were before that step, and
-    ValueError where an epoch yields no batch or an argument is out of range.
+    Raises:
+        NotFiniteError: Loss or gradient is infinite or NaN; the update was not made.
+        ValueError: An epoch yields no batch, or an argument is out of range.
     """
     for name, value in {
         "epochs": epochs,
@@ -93,119 +188,61 @@ def train(
             raise ValueError(f"{name} = {value}: must be at least 1")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm = {clip_norm}: must be positive")
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    device = _device_of(model)
+    watcher = watcher or _Unwatched()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    device = next(model.parameters()).device
     model.train()
     number = 0
     for epoch in range(1, epochs + 1):
         before_epoch = number
-        for window, ends_epoch in _windows(_epoch_of(batches, epoch), accumulate):
-            if number < start:
-                number += 1
+        for window, ends_epoch in _windows(epoch_of(batches, epoch), accumulate):
+            number += 1
+            if number <= start:
                 continue
             if lr is not None:
-                _set_lr(optimizer, lr(number))
-            number += 1
+                _set_lr(optimizer, lr(number - 1))
             is_last = ends_epoch and epoch == epochs
+            num_samples = sum(len(targets) for _, targets in window)
             batch = (model, window, loss_fn, device)
-            watching = nullcontext(Watch())
-            is_watched = panel is not None and panel.is_due(number, is_last)
-            if panel is not None and is_watched:
-                loss_of = functools.partial(_mean_loss, *batch)
-                watching = panel.watch(
-                    number, loss_of, is_last=is_last, autocast=autocast
-                )
-            with watching as watch:
-                watch.num_samples = sum(len(targets) for _, targets in window)
+            loss_of = functools.partial(_mean_loss, *batch)
+            with watcher.step(
+                number, loss_of, is_last=is_last, autocast=autocast
+            ) as watch:
                 optimizer.zero_grad()
-                loss = watch.loss = _backward(*batch, autocast)
-
-                optimized = [p for g in optimizer.param_groups for p in g["params"]]
-                norm = grad_norm([p.grad for p in optimized if p.grad is not None])
-                values = [loss.reshape(1), norm.reshape(1)]
-                is_measured = number == 1 or number % measure_every == 0 or is_last
-                if is_measured:
-                    values.append(grad_norms(parameters))
-                # The step's only wait for the device.
-                loss_value, norm_value, *norm_values = torch.cat(values).tolist()
+                loss = _backward(*batch, autocast)
+                grads = _grads_of(optimizer)
+                total = norm(grads)
+                values = [loss.reshape(1), total.reshape(1)]
+                if number == 1 or number % measure_every == 0 or is_last:
+                    values.append(grad_norms(trainable.values()))
+                # The step's only wait for the device, where it does not clip.
+                loss_value, norm_value, *each = torch.cat(values).tolist()
                 if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
                     raise NotFiniteError(
-                        _not_finite(model, optimizer, number, loss_value, norm_value)
+                        step=number,
+                        loss=loss_value,
+                        grad_norm=norm_value,
+                        lr=_lr_of(optimizer),
+                        parameter=_first_not_finite(trainable),
                     )
+                factor = None
                 if clip_norm is not None:
-                    watch.clip_factor = min(1.0, clip_norm / (norm_value + 1e-6))
-                    nn.utils.clip_grads_with_norm_(optimized, clip_norm, norm)
-
+                    factor = _clip(grads, clip_factor(total, clip_norm))
+                watch.before_update(loss_value, num_samples, factor)
                 optimizer.step()
-            if panel is not None and not is_watched and watch.clip_factor is not None:
-                panel.pass_over(watch.clip_factor)
             yield Step(
                 number=number,
                 epoch=epoch,
                 ends_epoch=ends_epoch,
-                num_samples=watch.num_samples,
+                num_samples=num_samples,
                 loss=loss_value,
                 grad_norm=norm_value,
-                grad_norms=norm_values if is_measured else None,
-                lr=float(optimizer.param_groups[0]["lr"]),
+                grad_norms=dict(zip(trainable, each, strict=True)) if each else None,
+                lr=_lr_of(optimizer),
                 readings=watch.readings,
             )
         if number == before_epoch:
             raise ValueError(f"epoch {epoch} yielded no batch to train on")
-
-
-class Evaluation(NamedTuple):
-    """How good the predictions are: the mean loss, and the share that is right."""
-
-    loss: float
-    accuracy: float
-    """In [0, 1]; NaN where the targets are no class numbers."""
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, batches: Batches | Iterable[Batch], loss_fn: LossFunction
-) -> Evaluation:
-    """Mean loss and accuracy over all samples, in evaluation mode, without gradients.
-
-    Leaves the model as it was, each module in its own mode.
-
-    Raises ValueError where there is no batch.
-    """
-    device = _device_of(model)
-    losses, rights, num_samples = [], [], 0
-    with evaluating(model):
-        for inputs, targets in _epoch_of(batches, 0):
-            inputs, targets = inputs.to(device), targets.to(device)
-            outputs = model(inputs)
-            num_samples += len(targets)
-            losses.append(loss_fn(outputs, targets).double() * len(targets))
-            if not targets.is_floating_point():
-                rights.append((outputs.argmax(dim=1) == targets).sum())
-    if not losses:
-        raise ValueError("there is no batch to evaluate on")
-    loss = torch.stack(losses).sum().item() / num_samples
-    right = torch.stack(rights).sum().item() if rights else math.nan
-    return Evaluation(loss, right / num_samples)
-
-
-@torch.no_grad()
-def predict(model: nn.Module, inputs: Tensor, batch_size: int = 1000) -> Tensor:
-    """The outputs for resident inputs, in evaluation mode and without gradients."""
-    with evaluating(model):
-        return torch.cat([model(batch) for batch in inputs.split(batch_size)])
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The whole model in evaluation mode; afterwards each module in its own again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _backward(
@@ -215,7 +252,7 @@ def _backward(
     device: torch.device,
     autocast: torch.dtype | None,
 ) -> Tensor:
-    """Add the gradient of the mean loss over a window of batches; returns that loss."""
+    """Add the gradient of the mean loss over a window of batches; return that loss."""
     losses = []
     for loss in _shares(model, window, loss_fn, device, autocast):
         loss.backward()
@@ -229,7 +266,7 @@ def _mean_loss(
     loss_fn: LossFunction,
     device: torch.device,
 ) -> Tensor:
-    """The mean loss over all samples of a window of batches."""
+    """Return the mean loss over all samples of a window of batches."""
     return torch.stack(list(_shares(model, window, loss_fn, device, None))).sum()
 
 
@@ -240,7 +277,7 @@ def _shares(
     device: torch.device,
     autocast: torch.dtype | None,
 ) -> Iterator[Tensor]:
-    """What each batch adds to the mean loss: L = sum_i (n_i / n) L_i.
+    """Yield what each batch adds to the mean loss: L = sum_i (n_i / n) L_i.
 
     n_i are its samples, n those of all batches of the window.
     """
@@ -254,39 +291,8 @@ def _shares(
         yield loss
 
 
-def _not_finite(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    number: int,
-    loss: float,
-    norm: float,
-) -> str:
-    """What is known of a step whose loss or gradient is infinite or NaN."""
-    bad = [
-        name
-        for name, p in model.named_parameters()
-        if p.grad is not None and not p.grad.isfinite().all()
-    ]
-    where = f"first in the gradient of {bad[0]}" if bad else "in the loss alone"
-    return (
-        f"step {number} is not finite, {where}: loss {loss:.4g}, |grad L| {norm:.4g}, "
-        f"lr {float(optimizer.param_groups[0]['lr']):.4g}.\n"
-        f"The update was not made: the parameters are those after step {number - 1}.\n"
-        "A smaller learning rate, clipping (--clip-norm 1) or a warm-up "
-        "(--schedule.warmup 500) may help."
-    )
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _epoch_of(batches: Batches | Iterable[Batch], epoch: int) -> Iterable[Batch]:
-    return batches.epoch(epoch) if isinstance(batches, Batches) else batches
-
-
 def _windows(batches: Iterable[Batch], size: int) -> Iterator[tuple[list[Batch], bool]]:
-    """Consecutive batches, `size` at a time, each with whether it ends the epoch.
+    """Yield consecutive batches, `size` at a time, each with whether it ends the epoch.
 
     What knows its length, as a DataLoader does, is read just in time: its random draws
     keep their places among the model's. Anything else is read one window ahead.
@@ -301,6 +307,31 @@ def _windows(batches: Iterable[Batch], size: int) -> Iterator[tuple[list[Batch],
         upcoming = list(itertools.islice(iterator, size))
         yield window, not upcoming
         window = upcoming
+
+
+def _grads_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    params = (p for group in optimizer.param_groups for p in group["params"])
+    return [p.grad for p in params if p.grad is not None]
+
+
+def _clip(grads: Iterable[Tensor], factor: Tensor) -> float:
+    """Multiply the gradient by a factor in place; return it."""
+    number = float(factor)
+    if number < 1:
+        for grad in grads:
+            grad.mul_(factor)
+    return number
+
+
+def _first_not_finite(parameters: Mapping[str, Tensor]) -> str:
+    for name, p in parameters.items():
+        if p.grad is not None and not p.grad.isfinite().all():
+            return name
+    return ""
+
+
+def _lr_of(optimizer: torch.optim.Optimizer) -> float:
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

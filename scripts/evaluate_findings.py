@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from minitrain import SGD, Batches, ParameterVector, data, evaluate, train
 from minitrain.cadence import Cadence
-from minitrain.errors import NotFiniteError, exit_code
+from minitrain.errors import exit_code
 from minitrain.findings import Findings
 from minitrain.panel import Panel
 from minitrain.schedules import SCHEDULES
 from minitrain.tensorboard import step_scalars
+from minitrain.training import NotFiniteError
 
 LOSS = nn.functional.cross_entropy
 
@@ -218,7 +219,6 @@ def findings_of(run: Run, seed: int) -> list[str]:
     cadence = Cadence(every, every, 2 * every, noise=min(every, 100))
     panel = Panel(model, optimizer, cadence)
     schedule = SCHEDULES[run.schedule]
-    names = [name for name, _ in model.named_parameters()]
     number = 0
     try:
         for step in train(
@@ -231,10 +231,10 @@ def findings_of(run: Run, seed: int) -> list[str]:
             clip_norm=run.clip_norm,
             autocast=run.autocast,
             measure_every=max(1, every // 4),
-            panel=panel,
+            watcher=panel,
         ):
             number = step.number
-            findings.note(number, step_scalars(step, names))
+            findings.note(number, step_scalars(step))
             if "truth/worst_error" in step.readings:
                 findings.check_slopes(number, panel.slopes)
             if step.ends_epoch and (step.epoch % max(1, run.epochs // 10) == 0):

@@ -5,7 +5,7 @@ import time
 
 STARTED = time.perf_counter()
 
-from minitrain.errors import exit_code  # noqa: E402
+from minitrain.errors import DivergedError, exit_code  # noqa: E402
 from minitrain.signals import Stop  # noqa: E402
 
 
@@ -15,8 +15,16 @@ def main() -> int:
 
     config = parse(sys.argv[1:])
     from minitrain.experiment import run  # with torch: only now that all is checked
+    from minitrain.training import NotFiniteError
 
-    run(config, started=STARTED, stop=stop)
+    try:
+        run(config, started=STARTED, stop=stop)
+    except NotFiniteError as error:
+        raise DivergedError(
+            f"{error}.\nThe update was not made: the parameters are those after "
+            f"step {error.step - 1}.\nA smaller learning rate, clipping "
+            "(--clip-norm 1) or a warm-up (--schedule.warmup 500) may help."
+        ) from error
     return 0
 
 

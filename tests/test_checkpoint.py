@@ -26,7 +26,7 @@ from harness import verified
 from minitrain import storage
 from minitrain.checkpoint import listed, load, newest, rotate, save
 from minitrain.errors import CheckpointError
-from minitrain.instruments import fingerprint
+from minitrain.fingerprint import fingerprint
 
 STATE = {
     "settings": 'name = "mlp"\n',

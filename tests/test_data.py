@@ -20,8 +20,9 @@ import torchvision
 from torch import Tensor
 
 from minitrain import data, experiment
+from minitrain.batches import Batches
 from minitrain.config import Config, DataSettings
-from minitrain.data import Batches, Dataset, Examples
+from minitrain.data import Dataset, Examples
 from minitrain.digits import draw_digits
 from minitrain.errors import DataError, exit_code
 

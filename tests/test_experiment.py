@@ -22,7 +22,7 @@ from minitrain.errors import (
     SettingsError,
     StorageError,
 )
-from minitrain.instruments import fingerprint
+from minitrain.fingerprint import fingerprint
 from minitrain.models import MLP
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"

@@ -18,7 +18,7 @@ from minitrain import checkpoint, data, digits, experiment, replay, sgd
 from minitrain.config import Config, read
 from minitrain.errors import exit_code
 from minitrain.explain import FLOAT32, FLOAT64, Held, Rule, textbook, worked
-from minitrain.instruments import length
+from minitrain.norms import norm
 from minitrain.sgd import sgd_update
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "explain.py"
@@ -105,9 +105,9 @@ def torch_replay(config: Config, step: int) -> dict[str, float]:
             seen["b"] = old
         if config.clip_norm is not None:
             flat = torch.cat([p.grad.flatten() for p in parameters])
-            norm = length(flat)  # which has tests of its own
-            nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm)
-            seen |= {"|g|": norm.item(), "clipped": weight.grad[INDEX].item()}
+            size = norm(flat)  # which has tests of its own
+            nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, size)
+            seen |= {"|g|": size.item(), "clipped": weight.grad[INDEX].item()}
         optimizer.step()
         if (new := buffer()) is not None:
             seen["new b"] = new

@@ -12,8 +12,8 @@ from torch import nn
 from minitrain import experiment
 from minitrain.audit import Slope
 from minitrain.config import Config
-from minitrain.errors import NotFiniteError
 from minitrain.findings import CAUSES, RULES, Findings
+from minitrain.training import NotFiniteError
 
 HEALTHY: dict[str, float] = {
     "loss/train": 0.0,  # see below: it falls

@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from minitrain.batches import Batches
 from minitrain.cadence import Cadence
-from minitrain.data import Batches
+from minitrain.evaluation import evaluate
+from minitrain.fingerprint import fingerprint
 from minitrain.gradients import gradient, hessian_vector_product
-from minitrain.instruments import fingerprint
 from minitrain.panel import Panel, Watch
 from minitrain.sgd import SGD
 from minitrain.tensorboard import Board, step_scalars
-from minitrain.training import evaluate, train
+from minitrain.training import train
 from minitrain.vector import ParameterVector
 
 LOSS = nn.functional.cross_entropy
@@ -101,7 +102,7 @@ def test_plain_sgd_in_float32_goes_straight_downhill() -> None:
     model, batches = mlp(), data()
     optimizer = SGD(ParameterVector(model), lr=0.1)
     panel = Panel(model, optimizer, EVERYTHING)
-    for step in train(model, optimizer, batches, LOSS, epochs=5, panel=panel):
+    for step in train(model, optimizer, batches, LOSS, epochs=5, watcher=panel):
         assert float(step.readings["cosine/steepest_descent"]) == (
             pytest.approx(1, abs=1e-6)
         )
@@ -143,7 +144,7 @@ def test_readings_of_a_network_are_what_they_say(is_vector: bool) -> None:
         return torch.cat([t.detach().double().flatten() for t in tensors])
 
     thetas, grads = [flat(model.parameters())], []
-    steps = train(model, optimizer, data(), LOSS, clip_norm=0.5, panel=panel)
+    steps = train(model, optimizer, data(), LOSS, clip_norm=0.5, watcher=panel)
     for step in steps:
         thetas.append(flat(model.parameters()))
         grads.append(flat([p.grad for p in model.parameters()]))  # clipped
@@ -188,7 +189,7 @@ def test_clipped_fraction_counts_every_step_since_the_last_reading() -> None:
     panel = Panel(model, optimizer, Cadence(look=4, audit=0, truth=0, noise=0))
     norms: list[float] = []
     for step in train(
-        model, optimizer, data(), LOSS, clip_norm=0.9, epochs=3, panel=panel
+        model, optimizer, data(), LOSS, clip_norm=0.9, epochs=3, watcher=panel
     ):
         norms.append(float(step.grad_norm))
         if step.number % 4 == 0:
@@ -211,7 +212,7 @@ def test_curvature_of_a_smooth_network_is_that_of_its_hessian() -> None:
     close, thetas = [], [vector.theta.detach().clone()]
     names = [name for name, _ in model.named_parameters()]
     order = itertools.chain(*(batches.epoch(epoch) for epoch in range(1, 11)))
-    for step in train(model, optimizer, batches, LOSS, epochs=10, panel=panel):
+    for step in train(model, optimizer, batches, LOSS, epochs=10, watcher=panel):
         x, y = next(order)
         thetas.append(vector.theta.detach().clone())
         update = thetas[-1] - thetas[-2]
@@ -234,7 +235,7 @@ def test_divergence_is_announced_before_it_happens() -> None:
     optimizer = SGD(ParameterVector(model), lr=20.0)
     panel = Panel(model, optimizer, EVERYTHING)
     first, announced = None, False
-    for step in train(model, optimizer, data(), LOSS, epochs=3, panel=panel):
+    for step in train(model, optimizer, data(), LOSS, epochs=3, watcher=panel):
         first = first or float(step.loss)
         announced = announced or float(step.readings.get("audit/margin", 0)) > 1
         if float(step.loss) > 2 * first:
@@ -321,7 +322,7 @@ def test_no_healthy_gradient_is_called_wrong(model: str) -> None:
     optimizer = SGD(ParameterVector(network), lr=0.1, momentum=0.9)
     panel = Panel(network, optimizer, Cadence(look=0, audit=0, truth=1, noise=0))
     num_audits, errors = 0, []
-    for step in train(network, optimizer, data(), LOSS, epochs=34, panel=panel):
+    for step in train(network, optimizer, data(), LOSS, epochs=34, watcher=panel):
         assert not any(slope.is_wrong for slope in panel.slopes.values()), panel.slopes
         assert len(panel.slopes) == 5
         num_audits += 1
@@ -337,7 +338,7 @@ def test_in_float64_a_smooth_gradient_is_true_to_six_digits() -> None:
     batches = Batches(batches.inputs.double(), batches.targets, 16, seed=0)
     optimizer = SGD(ParameterVector(model), lr=0.01)
     panel = Panel(model, optimizer, Cadence(look=0, audit=0, truth=1, noise=0))
-    for step in train(model, optimizer, batches, LOSS, epochs=2, panel=panel):
+    for step in train(model, optimizer, batches, LOSS, epochs=2, watcher=panel):
         assert step.readings["truth/error"] < 1e-6
 
 
@@ -376,11 +377,11 @@ def end_of(folder: Path, draw: random.Random | None, **options: Any) -> str:
 
     def run(parts: tuple[nn.Module, SGD, Panel], start: int, end: int) -> None:
         model, optimizer, panel = parts
-        options["panel"] = panel if any(cadence) else None
+        options["watcher"] = panel if any(cadence) else None
         steps = train(model, optimizer, batches, LOSS, epochs=5, start=start, **options)
         for step in itertools.islice(steps, end - start):
             if logs:
-                board.log(step.number, step_scalars(step, panel.names))
+                board.log(step.number, step_scalars(step))
             if evaluates and step.number % 7 == 0:
                 evaluate(model, batches, LOSS)
             assert start < step.number <= end
@@ -430,7 +431,7 @@ def readings_of(model: nn.Module, optimizer: SGD, panel: Panel, start: int) -> I
         data(),
         LOSS,
         epochs=3,
-        panel=panel,
+        watcher=panel,
         clip_norm=1.0,
         start=start,
     )
@@ -510,7 +511,7 @@ def test_the_noise_is_that_of_the_gradients_of_single_samples() -> None:
     model.zero_grad()
     optimizer = SGD(ParameterVector(model), lr=0.1)
     panel = Panel(model, optimizer, EVERYTHING)
-    first = next(train(model, optimizer, batches, LOSS, clip_norm=0.1, panel=panel))
+    first = next(train(model, optimizer, batches, LOSS, clip_norm=0.1, watcher=panel))
     share = signal / (signal + trace / num)
     assert first.readings["noise/scale"] == pytest.approx(trace / signal, rel=1e-4)
     assert first.readings["noise/signal_share"] == pytest.approx(share, rel=1e-4)
@@ -520,7 +521,7 @@ def test_a_clipped_gradient_is_no_lie() -> None:
     model = mlp()
     optimizer = SGD(ParameterVector(model), lr=0.1)
     panel = Panel(model, optimizer, Cadence(look=0, audit=0, truth=1, noise=0))
-    for _ in train(model, optimizer, data(), LOSS, clip_norm=0.1, panel=panel):
+    for _ in train(model, optimizer, data(), LOSS, clip_norm=0.1, watcher=panel):
         assert not any(slope.is_wrong for slope in panel.slopes.values()), panel.slopes
 
 
@@ -531,7 +532,7 @@ def test_a_run_that_is_made_longer_reads_what_a_long_one_reads() -> None:
     def readings(epochs: int, parts: tuple, start: int = 0) -> dict[int, dict]:
         model, optimizer, panel = parts
         steps = train(
-            model, optimizer, data(), LOSS, epochs=epochs, panel=panel, start=start
+            model, optimizer, data(), LOSS, epochs=epochs, watcher=panel, start=start
         )
         return {s.number: {t: float(v) for t, v in s.readings.items()} for s in steps}
 

@@ -23,7 +23,7 @@ from harness import PANEL, SCRIPT, contents, points
 from minitrain import checkpoint, config, errors, experiment, tensorboard
 from minitrain.config import Config, changes, from_toml, parse
 from minitrain.errors import CheckpointError, RunDirectoryError, SettingsError, Stopped
-from minitrain.instruments import fingerprint
+from minitrain.fingerprint import fingerprint
 from minitrain.signals import Stop
 
 pytestmark = pytest.mark.usefixtures("few_digits")

@@ -2,16 +2,20 @@
 
 import copy
 import math
+from contextlib import contextmanager
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minitrain.data import Batches
-from minitrain.instruments import fingerprint
+from minitrain.batches import Batches
+from minitrain.evaluation import evaluate, predict
+from minitrain.fingerprint import fingerprint
+from minitrain.gradients import check_gradient, gradient
 from minitrain.sgd import SGD
-from minitrain.training import evaluate, predict, train
+from minitrain.training import NotFiniteError, train
 from minitrain.vector import ParameterVector
 
 cross_entropy = nn.functional.cross_entropy
@@ -124,7 +128,7 @@ def test_clipping_limits_the_update_and_reports_the_norm_before_it() -> None:
     assert update.norm().item() == pytest.approx(1e-3, rel=1e-3)
     assert step.grad_norm > 0.1
     assert step.grad_norms is not None
-    assert math.hypot(*step.grad_norms) == pytest.approx(step.grad_norm)
+    assert math.hypot(*step.grad_norms.values()) == pytest.approx(step.grad_norm)
     # A bound that is not reached changes nothing.
     free, bound = network(), network()
     for other, clip_norm in ((free, None), (bound, 1e6)):
@@ -244,24 +248,77 @@ def test_what_cannot_be_trained_is_an_error(arguments: dict, message: str) -> No
         list(train(model, SGD(model.parameters()), loss_fn=cross_entropy, **arguments))
 
 
-def test_evaluate_averages_over_samples_and_restores_every_mode() -> None:
-    inputs, targets = tensors()
-    model = network(dropout=0.5)
-    model[2].eval()
-    modes = [module.training for module in model.modules()]
-    result = evaluate(model, Batches(inputs, targets, batch_size=5), cross_entropy)
-    assert [module.training for module in model.modules()] == modes
-    model.eval()
-    logits = model(inputs)
-    assert result.loss == pytest.approx(cross_entropy(logits, targets).item(), rel=1e-6)
-    assert result.accuracy == (logits.argmax(1) == targets).double().mean().item()
-    # Another batch size may sum the products in another order.
-    torch.testing.assert_close(predict(model, inputs, batch_size=7), logits)
+def test_a_watcher_sees_every_step_and_none_without_one() -> None:
+    """It is told the loss, the samples and the clipping before the update is made."""
+    model, seen = network(), []
+    vector = ParameterVector(model)
+    batches = Batches(*tensors(), batch_size=5)
+
+    class Watching:
+        readings: ClassVar[dict[str, float]] = {"seen": 1.0}
+
+        @contextmanager
+        def step(self, number, loss_of, *, is_last=False, autocast=None):
+            self.theta = vector.theta.detach().clone()
+            self.loss = loss_of().item()
+            yield self
+            assert not torch.equal(self.theta, vector.theta)
+            seen.append((number, is_last))
+
+        def before_update(self, loss, num_samples, clip_factor):
+            assert torch.equal(self.theta, vector.theta)
+            assert vector.theta.grad.norm().item() <= 0.1 + 1e-6
+            assert loss == pytest.approx(self.loss) and 0 < clip_factor < 1
+            self.num_samples = num_samples
+
+    watcher = Watching()
+    steps = train(
+        model, SGD(vector), batches, cross_entropy, clip_norm=0.1, watcher=watcher
+    )
+    for step in steps:
+        assert step.readings == {"seen": 1.0}
+        assert step.num_samples == watcher.num_samples
+    assert seen == [(n, n == 5) for n in range(1, 6)]
 
 
-def test_evaluate_of_a_regression_has_no_accuracy() -> None:
-    inputs = torch.randn(6, 6)
-    result = evaluate(network(), [(inputs, torch.zeros(6, 4))], nn.functional.mse_loss)
-    assert math.isfinite(result.loss) and math.isnan(result.accuracy)
-    with pytest.raises(ValueError, match="no batch"):
-        evaluate(network(), [], cross_entropy)
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_not_made(where: str) -> None:
+    model = network()
+    inputs, targets = tensors(8)
+    if where == "gradient":
+        model[3].weight.register_hook(lambda grad: grad * math.inf)
+    bad = [(inputs, targets), (inputs * (math.nan if where == "loss" else 1), targets)]
+    before = None
+    optimizer = SGD(model.parameters(), lr=0.25)
+    with pytest.raises(NotFiniteError) as caught:
+        for _ in train(model, optimizer, bad, cross_entropy):
+            before = fingerprint(model.state_dict(), optimizer.state_dict())
+    error = caught.value
+    expected_step = 2 if where == "loss" else 1
+    assert error.step == expected_step and error.lr == 0.25
+    assert error.parameter == ("0.weight" if where == "loss" else "3.weight")
+    assert math.isnan(error.loss) == (where == "loss")
+    assert not math.isfinite(error.grad_norm)
+    if before is not None:
+        assert fingerprint(model.state_dict(), optimizer.state_dict()) == before
+    assert str(error).startswith(f"step {expected_step} is not finite, first in the")
+
+
+def test_after_backward_the_gradient_is_that_of_calculus() -> None:
+    """theta.grad is gradient(L)(theta), for the loss L as a function of theta."""
+    model = network().double()
+    inputs, targets = tensors(8)
+    inputs = inputs.double()
+    vector = ParameterVector(model)
+    theta = vector.theta.detach().clone()
+
+    def loss(point: Tensor) -> Tensor:
+        values = dict(zip(vector.names, vector.split(point), strict=True))
+        outputs = torch.func.functional_call(model, values, (inputs,))
+        return cross_entropy(outputs, targets)
+
+    expected = gradient(loss)(theta)
+    next(train(model, SGD(vector, lr=0.1), [(inputs, targets)], cross_entropy))
+    assert torch.equal(vector.theta.grad, expected)
+    assert torch.equal(vector.theta, theta.add(expected, alpha=-0.1))
+    assert check_gradient(loss, theta).relative_difference < 1e-6

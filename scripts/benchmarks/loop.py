@@ -26,14 +26,13 @@ def logged_epoch(
 ) -> None:
     """With loss, global and per-parameter gradient norm on the board; 0 is never."""
     model = make_model()
-    names = [name for name, _ in model.named_parameters()]
     optimizer = SGD(ParameterVector(model), **OPTIONS)
     batches = Batches(inputs, labels, 64, seed=0)
     steps = train(model, optimizer, batches, LOSS, measure_every=every or len(inputs))
     with tempfile.TemporaryDirectory() as folder, Board(Path(folder)) as board:
         for step in steps:
             if every and step.grad_norms is not None:
-                board.log(step.number, step_scalars(step, names))
+                board.log(step.number, step_scalars(step))
 
 
 def bare_epoch(
@@ -131,15 +130,14 @@ class Watched:
 
     def steps(self) -> Iterator[None]:
         model = self.make_model()
-        names = [name for name, _ in model.named_parameters()]
         optimizer = SGD(ParameterVector(model), **OPTIONS)
         panel = Panel(model, optimizer, self.cadence) if self.on else None
         steps = train(
-            model, optimizer, self.batches, LOSS, measure_every=10, panel=panel
+            model, optimizer, self.batches, LOSS, measure_every=10, watcher=panel
         )
         with tempfile.TemporaryDirectory() as folder, Board(Path(folder)) as board:
             for step in steps:
-                if values := step_scalars(step, names):
+                if values := step_scalars(step):
                     board.log(step.number, values)
                 yield
         self.panel_seconds = panel.seconds if panel is not None else 0.0

@@ -25,10 +25,9 @@ EXPERIMENT = Path(__file__).parents[2] / "experiments" / "mnist-99.toml"
 
 def train_and_log(parts: Parts) -> None:
     """The steps of the experiment, as a run makes and logs them."""
-    names = [name for name, _ in parts.model.named_parameters()]
     with tempfile.TemporaryDirectory() as folder, Board(Path(folder)) as board:
         for step in parts.train():
-            if values := step_scalars(step, names):
+            if values := step_scalars(step):
                 board.log(step.number, values)
                 parts.findings.note(step.number, values)
             board.beat()

@@ -1,0 +1,66 @@
+"""Evaluation against the definitions of what it measures."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from minitrain.batches import Batches
+from minitrain.evaluation import evaluate, predict, worst_mistakes
+
+cross_entropy = nn.functional.cross_entropy
+
+
+def tensors(num: int = 23) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(num, 6, generator=generator)
+    return inputs, torch.randint(4, (num,), generator=generator)
+
+
+def network(dropout: float = 0.0) -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 4)
+    )
+
+
+def test_evaluate_averages_over_samples_and_restores_every_mode() -> None:
+    inputs, targets = tensors()
+    model = network(dropout=0.5)
+    model[2].eval()
+    modes = [module.training for module in model.modules()]
+    result = evaluate(model, Batches(inputs, targets, batch_size=5), cross_entropy)
+    assert [module.training for module in model.modules()] == modes
+    model.eval()
+    logits = model(inputs)
+    assert result.loss == pytest.approx(cross_entropy(logits, targets).item(), rel=1e-6)
+    assert result.accuracy == (logits.argmax(1) == targets).double().mean().item()
+    # Another batch size may sum the products in another order.
+    torch.testing.assert_close(predict(model, inputs, batch_size=7), logits)
+
+
+def test_evaluate_of_a_regression_has_no_accuracy() -> None:
+    inputs = torch.randn(6, 6)
+    result = evaluate(network(), [(inputs, torch.zeros(6, 4))], nn.functional.mse_loss)
+    assert math.isfinite(result.loss) and math.isnan(result.accuracy)
+    with pytest.raises(ValueError, match="no batch"):
+        evaluate(network(), [], cross_entropy)
+
+
+def test_worst_mistakes_are_wrong_and_sorted() -> None:
+    torch.manual_seed(0)
+    logits, targets = 3 * torch.randn(200, 5), torch.randint(5, (200,))
+    mistakes = worst_mistakes(logits, targets, num=20)
+    assert len(mistakes) == 20
+    wrong = {
+        i: max(math.exp(x) for x in row) / sum(math.exp(x) for x in row)
+        for i, row in enumerate(logits.tolist())
+        if row.index(max(row)) != targets[i]
+    }
+    expected = sorted(wrong, key=lambda i: -wrong[i])[:20]
+    assert [m.sample for m in mistakes] == expected
+    for m in mistakes:
+        assert m.target == targets[m.sample] and m.target != m.predicted
+        assert m.probability == pytest.approx(wrong[m.sample], rel=1e-5)
+    assert worst_mistakes(torch.eye(3), torch.arange(3), num=5) == []
