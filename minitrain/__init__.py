@@ -1,17 +1,34 @@
 """minitrain: from the gradient to MNIST, a training framework to read in one sitting.
 
-The names below are imported when they are first used: `import minitrain` alone does not
-import torch, so that a command line can answer at once.
+The book, in the order in which it is read:
+
+    gradients   the gradient of any function, computed, used and checked
+    functions   functions of the plane to walk down on
+    descent     the walk: theta <- theta - lr * grad f(theta)
+    sgd         the update rule, and the optimizer around it
+    vector      theta and grad L as two vectors
+    norms       lengths of gradients, and clipping
+    batches     samples in batches, in the order of an epoch
+    schedules   the learning rate as a function of the step
+    models      the networks that the experiments train
+    training    the loop
+    evaluation  how good the model is
+
+Second reading: rule (the update rule as data), blocks (many tensors together),
+randomness, fingerprint. Behind them stand rooms, each with a sign in its `__init__`:
+instruments, runs, datasets, pictures, experiment, explain, cli and system. The book
+imports nothing of them.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from minitrain._lazy import lazily
 
 if TYPE_CHECKING:
     from minitrain.batches import Batches as Batches
     from minitrain.descent import descend as descend
     from minitrain.evaluation import evaluate as evaluate
-    from minitrain.experiment import load as load
+    from minitrain.experiment.runner import load as load
     from minitrain.gradients import check_gradient as check_gradient
     from minitrain.gradients import directional_derivative as directional_derivative
     from minitrain.gradients import (
@@ -20,16 +37,16 @@ if TYPE_CHECKING:
     from minitrain.gradients import gradient as gradient
     from minitrain.gradients import hessian_vector_product as hessian_vector_product
     from minitrain.gradients import steepest_ascent as steepest_ascent
+    from minitrain.runs.board import Board as Board
     from minitrain.sgd import SGD as SGD
     from minitrain.sgd import sgd_update as sgd_update
-    from minitrain.tensorboard import Board as Board
     from minitrain.training import Step as Step
     from minitrain.training import train as train
     from minitrain.vector import ParameterVector as ParameterVector
 
-_HOME = {
+_HOMES = {
     "Batches": "batches",
-    "Board": "tensorboard",
+    "Board": "runs.board",
     "ParameterVector": "vector",
     "SGD": "sgd",
     "Step": "training",
@@ -40,22 +57,12 @@ _HOME = {
     "finite_difference_gradient": "gradients",
     "gradient": "gradients",
     "hessian_vector_product": "gradients",
-    "load": "experiment",
+    "load": "experiment.runner",
     "sgd_update": "sgd",
     "steepest_ascent": "gradients",
     "train": "training",
 }
 
-__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *_HOME]
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__, __dir__ = lazily(__name__, _HOMES)
+__version__ = "0.2.0"

@@ -11,12 +11,14 @@ import tyro
 from pydantic import Field, ValidationInfo, field_validator
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from minitrain.config import Settings
-from minitrain.errors import SettingsError, StorageError, exit_code
-from minitrain.storage import check_unused, create_folder
+from minitrain.experiment.settings import Settings
+from minitrain.runs.folder import check_unused, create_folder
+from minitrain.system.errors import SettingsError, StorageError
+from minitrain.system.terminal import exit_code
 
 if TYPE_CHECKING:
-    from minitrain.descent import Example, Trajectory
+    from minitrain.descent import Trajectory
+    from minitrain.functions import Example
 
 # The keys of minitrain.descent.EXAMPLES, known here without importing torch.
 Name = Literal["paraboloid", "bowl", "rosenbrock", "himmelblau", "beale", "saddle"]
@@ -79,7 +81,8 @@ def main() -> int:
 def run(walk: Walk) -> int:
     """Take the walk, keep it in the run directory, and tell of it; the exit code."""
     check_unused(walk.run_dir)
-    from minitrain.descent import EXAMPLES, descend  # with torch: all is checked by now
+    from minitrain.descent import descend
+    from minitrain.functions import EXAMPLES
 
     example = EXAMPLES[walk.function]
     lr = walk.lr or example.lr
@@ -123,8 +126,8 @@ def keep(
     folder: Path, example: "Example", trajectory: "Trajectory", title: str, text: str
 ) -> None:
     """Draw the walk, and write it for TensorBoard."""
-    from minitrain.figures import draw_descent
-    from minitrain.tensorboard import Board
+    from minitrain.pictures.descent import draw_descent
+    from minitrain.runs.board import Board
 
     png = draw_descent(
         example.function,

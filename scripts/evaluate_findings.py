@@ -19,12 +19,12 @@ import tyro
 from torch import Tensor, nn
 
 from minitrain import SGD, Batches, ParameterVector, data, evaluate, train
-from minitrain.cadence import Cadence
-from minitrain.errors import exit_code
-from minitrain.findings import Findings
-from minitrain.panel import Panel
+from minitrain.instruments.cadence import Cadence
+from minitrain.instruments.findings import Findings
+from minitrain.instruments.panel import Panel
+from minitrain.runs.tags import step_scalars
 from minitrain.schedules import SCHEDULES
-from minitrain.tensorboard import step_scalars
+from minitrain.system.terminal import exit_code
 from minitrain.training import NotFiniteError
 
 LOSS = nn.functional.cross_entropy

@@ -10,9 +10,10 @@ import tyro
 from pydantic import Field
 from tyro.conf import Positional, arg
 
-from minitrain import explain
-from minitrain.config import Settings
-from minitrain.errors import SettingsError, exit_code
+from minitrain.experiment.settings import Settings
+from minitrain.explain import arithmetic, worked
+from minitrain.system.errors import SettingsError
+from minitrain.system.terminal import exit_code
 
 DISAGREES = 1  # the exit code where a line, or the state after it, is not the run's
 
@@ -54,7 +55,7 @@ def main() -> int:
 
 def run(asked: Explain) -> int:
     """Print the example that was asked for; the exit code."""
-    from minitrain.descent import EXAMPLES  # with torch
+    from minitrain.functions import EXAMPLES
 
     is_function = asked.source in EXAMPLES
     others = ("parameter", "index") if is_function else ("start", "lr", "momentum")
@@ -75,7 +76,7 @@ def run(asked: Explain) -> int:
 
 def explain_run(asked: Explain, folder: Path) -> int:
     """Replay a run to the step, and work it out for one weight."""
-    from minitrain.replay import replay
+    from minitrain.explain.replay import replay
 
     seen = replay(folder, asked.step, asked.parameter, asked.index)
     where = ", ".join(map(str, asked.index))
@@ -88,7 +89,7 @@ def explain_run(asked: Explain, folder: Path) -> int:
     if seen.changed:
         print(f"Settings changed since then: {'; '.join(seen.changed)}.")
     print()
-    agrees = show(seen.rule, seen.held, explain.FLOAT32, "theta")
+    agrees = show(seen.rule, seen.held, arithmetic.FLOAT32, "theta")
     if seen.equal is not None:
         print(
             f"\nAll parameters and momentum buffers after step {asked.step} "
@@ -101,12 +102,12 @@ def explain_run(asked: Explain, folder: Path) -> int:
 
 def explain_walk(asked: Explain) -> int:
     """Work out one step of a walk down a function, for each coordinate."""
-    from minitrain.descent import EXAMPLES
-    from minitrain.replay import walk
+    from minitrain.explain.replay import walk
+    from minitrain.functions import EXAMPLES
 
     example, k = EXAMPLES[asked.source], asked.step
     start = example.start if asked.start is None else asked.start
-    rule = explain.Rule(asked.lr or example.lr, asked.momentum)
+    rule = worked.Rule(asked.lr or example.lr, asked.momentum)
     if len(start) != 2:
         raise SettingsError(f"start = {start}: must be two numbers, x and y")
     around = walk(example, rule, start, k)
@@ -116,18 +117,18 @@ def explain_walk(asked: Explain) -> int:
     )
     for name, first, held in zip("xy", start, around, strict=True):
         print(f"\nThe coordinate {name}\n")
-        agrees &= show(rule, held, explain.FLOAT64, name)
+        agrees &= show(rule, held, arithmetic.FLOAT64, name)
         if asked.source == "paraboloid" and rule.momentum == 0:
             agrees &= show_closed_form(first, rule.lr, k, held.new_theta, name)
     return conclude(agrees)
 
 
 def show(
-    rule: explain.Rule, held: explain.Held, form: explain.Format, name: str
+    rule: worked.Rule, held: worked.Held, form: arithmetic.Format, name: str
 ) -> bool:
     """Print the example; whether all of its lines agree."""
-    print("\n".join(explain.textbook(rule, held, form, name)))
-    return all(line.agrees for line in explain.worked(rule, held, form, name))
+    print("\n".join(worked.textbook(rule, held, form, name)))
+    return all(line.agrees for line in worked.worked(rule, held, form, name))
 
 
 def conclude(agrees: bool) -> int:
@@ -149,11 +150,11 @@ def show_closed_form(start: float, lr: float, k: int, seen: float, name: str) ->
     Each of k steps rounds twice, a product and a difference that are no more than twice
     the longest of the walk: together they cannot exceed 2 k ulp of that length.
     """
-    exact = explain.closed_form(start, lr, k)
+    exact = worked.closed_form(start, lr, k)
     base = f"{1 - 2 * lr:g}" if lr <= 0.5 else f"({1 - 2 * lr:g})"
     error = abs(Fraction(seen) - exact)
     longest = 2 * max(abs(Fraction(start)), abs(exact))
-    agrees = error <= 2 * k * explain.FLOAT64.ulp(longest)
+    agrees = error <= 2 * k * arithmetic.FLOAT64.ulp(longest)
     print(
         f"\nOn x^2 + y^2 the gradient is 2 {name}, and a step a product: {name} <- "
         f"(1 - 2 lr) * {name}\nAfter {k} from {start:g}: {base}^{k} * "

@@ -15,8 +15,8 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]], output: Path) -> int:
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from minitrain.figures import draw_runs
-    from minitrain.storage import replacing
+    from minitrain.pictures.runs import draw_runs
+    from minitrain.system.files import replacing
 
     curves = {}
     for run in runs:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from harness import keep_few_digits
 
-from minitrain.signals import SIGNALS
+from minitrain.system.signals import SIGNALS
 
 # nohup and a shell's background have signals ignored, which programs would inherit.
 for number in SIGNALS:

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from minitrain import data, digits
+from minitrain.datasets import digits
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
 
 
 def keep_few_digits(root: Path) -> None:
     """Put a cache there whose `digits` are few: ten batches of 64 are an epoch."""
-    data.digits(root, num_train=640, num_test=200)
+    digits.digits(root, num_train=640, num_test=200)
     (file,) = (root / "minitrain").iterdir()
     file.rename(file.with_name(f"digits-60000-10000-v{digits.VERSION}.pt"))
 

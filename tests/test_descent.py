@@ -20,23 +20,20 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from minitrain import figures
-from minitrain.descent import (
+from minitrain.descent import LARGEST, NUM_RISES, Trajectory, descend
+from minitrain.functions import (
     EXAMPLES,
-    LARGEST,
-    NUM_RISES,
     Example,
-    Trajectory,
     bowl,
-    descend,
     himmelblau,
     paraboloid,
     rosenbrock,
     saddle,
 )
-from minitrain.errors import exit_code
-from minitrain.figures import draw_descent
 from minitrain.gradients import check_gradient, gradient
+from minitrain.pictures import descent as pictures_descent
+from minitrain.pictures.descent import draw_descent
+from minitrain.system.terminal import exit_code
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "descend.py"
@@ -306,8 +303,8 @@ def test_arrows_are_the_gradients_on_equal_axes(
     example: Example, monkeypatch: pytest.MonkeyPatch
 ):
     drawn = []
-    monkeypatch.setattr(figures, "_png", drawn.append)
-    monkeypatch.setattr(figures, "NUM_GRID", 51)
+    monkeypatch.setattr(pictures_descent, "png", drawn.append)
+    monkeypatch.setattr(pictures_descent, "NUM_GRID", 51)
     seen = walk(example)
     draw(example, seen)
     (axes,) = drawn[0].axes
@@ -343,7 +340,7 @@ def test_the_same_walk_gives_the_same_picture(example: Example):
 def test_a_diverging_walk_has_a_picture(
     name: str, lr: float, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(figures, "NUM_GRID", 51)
+    monkeypatch.setattr(pictures_descent, "NUM_GRID", 51)
     example = EXAMPLES[name]
     seen = descend(example.function, example.start, lr=lr, steps=300)
     window = example.window if lr < 1e30 else None
@@ -368,7 +365,7 @@ def test_functions_of_other_than_two_variables_are_drawn_over_the_steps():
 def test_functions_of_ones_own(
     function: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(figures, "NUM_GRID", 51)
+    monkeypatch.setattr(pictures_descent, "NUM_GRID", 51)
     seen = descend(function, torch.tensor([2.0, 3.0]), lr=0.1, steps=20)
     window = (-2.0, 2.0, -2.0, 2.0)
     assert_is_a_picture(draw_descent(function, seen, title="own", window=window))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from minitrain.models import CNN, MLP, FastCNN, SoftmaxRegression
+from minitrain.experiment.builtin import FastCNN
+from minitrain.models import CNN, MLP, SoftmaxRegression
 
 MODELS = {
     "softmax": (SoftmaxRegression, {}),

@@ -20,12 +20,16 @@ def test_the_ten_lines_run_and_learn(capsys: pytest.CaptureFixture[str]) -> None
     assert out.count("|grad L|") == 20 and accuracy > 0.95
 
 
-def test_every_module_stands_in_the_file_map_and_every_file_there_exists() -> None:
-    table = README[README.index("| file |") :]
-    named = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
-    modules = {f"minitrain/{path.name}" for path in (ROOT / "minitrain").glob("*.py")}
-    assert modules - {"minitrain/__init__.py"} <= set(named)
+def test_the_core_is_a_numbered_list_and_every_room_has_a_row() -> None:
+    """Every file and folder of the package is named, and what is named exists."""
+    named = re.findall(r"`(minitrain/[\w/]+(?:\.py|/))`", README)
     assert all((ROOT / name).exists() for name in named)
+    package = ROOT / "minitrain"
+    files = {f"minitrain/{path.name}" for path in package.glob("[!_]*.py")}
+    rooms = {f"minitrain/{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert files | rooms == set(named)
+    numbered = re.findall(r"^(\d+)\. `minitrain/(\w+)\.py`", README, re.MULTILINE)
+    assert [int(number) for number, _ in numbered] == [*range(1, 12)]
 
 
 def test_every_picture_exists() -> None:

@@ -11,11 +11,11 @@ from benchmarks.compare import Row, compare, in_turn, row
 from torch import Tensor, nn
 
 from minitrain import SGD, Batches, Board, ParameterVector, train
-from minitrain.config import Config
+from minitrain.experiment.settings import Config
+from minitrain.instruments.panel import Panel
+from minitrain.instruments.per_sample import PerSampleNorms
 from minitrain.models import CNN, MLP
-from minitrain.panel import Panel
-from minitrain.per_sample import PerSampleNorms
-from minitrain.tensorboard import step_scalars
+from minitrain.runs.tags import step_scalars
 
 OPTIONS: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 LOSS = nn.functional.cross_entropy

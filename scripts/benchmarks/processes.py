@@ -14,20 +14,21 @@ SCRIPTS = Path(__file__).parents[1]
 TRAIN = str(SCRIPTS / "train.py")
 
 FIRST_STEP = """
-from minitrain import experiment
-from minitrain.config import Config
-train = experiment.train
+from minitrain.experiment import build
+from minitrain.experiment import builtin
+from minitrain.experiment import runner
+from minitrain.experiment.settings import Config
+train = build.train
 def first(*arguments, **options):
     next(train(*arguments, **options))
     raise SystemExit
-experiment.train = first
-experiment.run(Config())
+build.train = first
+runner.run(Config())
 """
 BARE = """
 import torch
-from minitrain import data
 torch.set_num_threads(1)
-mnist = data.load("mnist")
+mnist = builtin.load_data("mnist")
 inputs, labels = mnist.inputs(mnist.train), mnist.train.labels
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 128),
                             torch.nn.ReLU(), torch.nn.Linear(128, 10))

@@ -16,9 +16,9 @@ from benchmarks.compare import Row, row
 from benchmarks.one_epoch_adam import one_epoch_adam
 
 from minitrain import Board, evaluate
-from minitrain.config import read
-from minitrain.experiment import Parts, prepare, with_cadence
-from minitrain.tensorboard import step_scalars
+from minitrain.experiment.build import Parts, prepare, with_cadence
+from minitrain.experiment.reading import read
+from minitrain.runs.tags import step_scalars
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "mnist-99.toml"
 

@@ -1,0 +1,47 @@
+"""Train a network: minitrain train [EXPERIMENT.toml] [--key VALUE ...]"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from minitrain.system.errors import DivergedError
+from minitrain.system.signals import Stop
+
+if TYPE_CHECKING:
+    from minitrain.experiment.settings import Config
+
+
+def main(arguments: Sequence[str], *, program: str, started: float) -> int:
+    """Train as the command line says; return the exit code.
+
+    Args:
+        arguments: The command line after the name of the command.
+        program: What the command is called in its help.
+        started: When the process started, by `time.perf_counter()`.
+    """
+    stop = Stop().install()  # before the imports that take long
+    from minitrain.experiment.reading import parse
+
+    return train(parse(arguments, program), started, stop)
+
+
+def train(
+    config: "Config", started: float | None = None, stop: Stop | None = None
+) -> int:
+    """Train as the settings say; return the exit code.
+
+    Raises:
+        DivergedError: Loss or gradient was not finite.
+        MinitrainError: As `minitrain.experiment.run` does.
+    """
+    from minitrain.experiment.runner import run  # with torch: now all is checked
+    from minitrain.training import NotFiniteError
+
+    try:
+        run(config, started=started, stop=stop)
+    except NotFiniteError as error:
+        raise DivergedError(
+            f"{error}.\nThe update was not made: the parameters are those after "
+            f"step {error.step - 1}.\nA smaller learning rate, clipping "
+            "(--clip-norm 1) or a warm-up (--schedule.warmup 500) may help."
+        ) from error
+    return 0

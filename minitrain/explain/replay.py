@@ -1,0 +1,242 @@
+"""One step of a run or a walk made once more, for the numbers around one weight."""
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minitrain.descent import descend
+from minitrain.experiment.build import prepare
+from minitrain.experiment.reading import changes, from_toml, read
+from minitrain.explain.worked import Held, Rule
+from minitrain.fingerprint import fingerprint
+from minitrain.functions import Example
+from minitrain.runs import checkpoint
+from minitrain.runs.checkpoint import Checkpoint
+from minitrain.sgd import sgd_update
+from minitrain.system.errors import CheckpointError, DivergedError, SettingsError
+
+
+class Replay(NamedTuple):
+    """A step of a run, made once more."""
+
+    rule: Rule
+    held: Held
+    num_steps: int
+    """Steps of the whole run."""
+    start: int | None
+    """The step of the checkpoint that it was replayed from; None from the seed."""
+    changed: list[str]
+    """Settings that changed since that checkpoint, as `key: old -> new`."""
+    equal: bool | None
+    """Whether the state after the step is that of the run's checkpoint of this step;
+    None where the run kept none."""
+
+
+def replay(
+    folder: Path, step: int, parameter: str | None, index: tuple[int, ...]
+) -> Replay:
+    """Make one step of a run once more, and look at one weight, `parameter[index]`.
+
+    The steps before it are replayed by the run's own settings, from the newest intact
+    checkpoint before it or else from the seed, without the panel, which changes no bit.
+    Nothing in the folder changes.
+
+    Raises SettingsError where there is no such run, step, parameter or index, and as
+    `prepare` and `train` do.
+    """
+    if not (folder / "config.toml").exists():
+        raise SettingsError(f"{folder} is no run directory: it holds no config.toml")
+    config = read(folder / "config.toml")
+    unwatched = config.instruments.model_copy(update={"budget": 0.0})
+    parts = prepare(config.model_copy(update={"instruments": unwatched}))
+    kept = [*_checkpoints(folder)]
+    told = _told(folder, kept)
+    num_steps = told.get("steps", 0)
+    if not 1 <= step <= num_steps:
+        raise SettingsError(
+            f"step = {step}: the run has made the steps 1 to {num_steps}"
+        )
+    theta: Any = parts.optimizer.param_groups[0]["params"][0]
+    vector = theta.vector
+    place = vector.names.index(_known(parameter, vector.names))
+    name, shape = vector.names[place], tuple(vector.split(theta)[place].shape)
+    _check_index(index, name, shape)
+
+    same = start = None
+    for found in kept:
+        if found.step == step:
+            same = found
+        elif found.step < step:
+            start = found
+            break
+    num_done, changed = start.step if start is not None else 0, []
+    for change in told.get("changes", ()):
+        if num_done < change["step"]:
+            raise SettingsError(
+                f"step {step} cannot be replayed: after step {change['step']} the run "
+                f"changed {'; '.join(change['settings'])}, and no checkpoint from then "
+                "on is before it"
+            )
+    if start is not None:
+        parts.restore(start.state)
+        free, bound = changes(from_toml(start.state["settings"]), config)
+        changed = [each for each in free if each.startswith("epochs:")] + bound
+    steps = parts.train(num_done)
+    for _ in islice(steps, step - 1 - num_done):
+        pass
+
+    def buffer() -> Tensor | None:
+        return parts.optimizer.state.get(theta, {}).get("momentum_buffer")
+
+    before, old = theta.detach().clone(), buffer()
+    old = None if old is None else old.clone()
+    grads: list[float] = []  # before clipping, which happens in place
+    watched: Any = dict(parts.model.named_parameters())[name]
+    watched.register_post_accumulate_grad_hook(
+        lambda p: grads.append(p.grad[index].item())
+    )
+    made = next(steps)
+    options = config.optimizer.model_dump(exclude={"lr"})
+    rule = Rule(lr=float(made.lr), clip_norm=config.clip_norm, **options)
+    held = look(
+        rule,
+        before,
+        theta.grad,
+        old,
+        buffer(),
+        theta.detach(),
+        lambda flat: vector.split(flat)[place][index].item(),
+    )._replace(grad=grads[-1])
+    if rule.clip_norm is not None:
+        norm = before.new_tensor(made.grad_norm)
+        beside = torch.zeros_like(norm)
+        beside.grad = torch.ones_like(norm)  # what clipping makes of a 1
+        torch.nn.utils.clip_grads_with_norm_([beside], rule.clip_norm, norm)
+        held = held._replace(norm=norm.item(), factor=beside.grad.item())
+    equal = None
+    if same is not None:
+        own = fingerprint(parts.model.state_dict(), parts.optimizer.state_dict())
+        equal = own == fingerprint(same.state["model"], same.state["optimizer"])
+    origin = None if start is None else start.step
+    return Replay(rule, held, parts.num_steps, origin, changed, equal)
+
+
+def look(
+    rule: Rule,
+    theta: Tensor,
+    grad: Tensor,
+    buf: Tensor | None,
+    new_buf: Tensor | None,
+    new_theta: Tensor,
+    weight: Callable[[Tensor], float],
+) -> Held:
+    """The numbers of one weight around a step, taken by `weight` from whole tensors.
+
+    What the run does not keep is asked of the rule itself, on the whole tensors too:
+    with no buffer yet, the new one is the gradient with weight decay; and from
+    theta = 0, a step with lr = -1 leads to Nesterov's direction.
+    """
+    with torch.no_grad():
+        decayed = sgd_update(
+            theta.clone(), grad, None, lr=0, momentum=1, weight_decay=rule.weight_decay
+        )
+        assert decayed is not None
+        direction = decayed if new_buf is None else new_buf
+        if rule.nesterov:
+            direction = torch.zeros_like(theta)
+            old = None if buf is None else buf.clone()
+            momentum = rule.momentum
+            sgd_update(direction, decayed, old, lr=-1, momentum=momentum, nesterov=True)
+    return Held(
+        theta=weight(theta),
+        grad=weight(grad),
+        clipped=weight(grad),
+        decayed=weight(decayed),
+        buf=None if buf is None else weight(buf),
+        new_buf=None if new_buf is None else weight(new_buf),
+        direction=weight(direction),
+        new_theta=weight(new_theta),
+    )
+
+
+def walk(
+    example: Example, rule: Rule, start: Sequence[float], step: int
+) -> tuple[Held, ...]:
+    """The numbers around one step of a walk down a function, for each coordinate.
+
+    Raises SettingsError where the function is not finite at the start, and
+    DivergedError where the walk diverges before the step is complete.
+    """
+    lr, momentum = rule.lr, rule.momentum
+    try:
+        seen = descend(example.function, start, lr=lr, steps=step, momentum=momentum)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    if len(seen.points) <= step:
+        raise DivergedError(
+            f"the walk diverged at step {seen.diverged}, and was given up before step "
+            f"{step} was complete. Try a smaller --lr"
+        )
+    old = new = None
+    for grad in seen.gradients[:step]:  # a walk keeps no buffers: the rule gives them
+        old = None if new is None else new.clone()
+        new = sgd_update(torch.zeros_like(grad), grad, new, lr=lr, momentum=momentum)
+    before, grad, after = (
+        seen.points[step - 1],
+        seen.gradients[step - 1],
+        seen.points[step],
+    )
+
+    def coordinate(i: int) -> Held:
+        return look(rule, before, grad, old, new, after, lambda point: point[i].item())
+
+    return tuple(coordinate(i) for i in range(len(start)))
+
+
+def _checkpoints(folder: Path) -> Iterator[Checkpoint]:
+    """The intact checkpoints of a run, the newest first; damaged ones stay in place."""
+    for path in reversed(checkpoint.listed(folder / "checkpoints")):
+        try:
+            yield checkpoint.load(path)
+        except CheckpointError as error:
+            print(f"{error}; passed over", file=sys.stderr)
+
+
+def _told(folder: Path, kept: Sequence[Checkpoint]) -> dict[str, Any]:
+    """The summary of a run: as it ended, or that of its newest checkpoint."""
+    newest = dict(kept[0].state["summary"]) if kept else {}
+    with suppress(OSError, ValueError):
+        ended = json.loads((folder / "summary.json").read_text())
+        if ended["steps"] >= newest.get("steps", 0):
+            return ended
+    return newest
+
+
+def _known(name: str | None, names: list[str]) -> str:
+    if name is None:
+        raise SettingsError(f"a run needs --parameter, one of {', '.join(names)}")
+    if name in names:
+        return name
+    likeness = {n: difflib.SequenceMatcher(None, name, n).ratio() for n in names}
+    nearest = sorted(names, key=lambda n: -likeness[n])
+    raise SettingsError(
+        f"parameter = {name}: there is no such one; there are {', '.join(nearest)}"
+    )
+
+
+def _check_index(index: tuple[int, ...], name: str, shape: tuple[int, ...]) -> None:
+    inside = all(0 <= i < n for i, n in zip(index, shape, strict=False))
+    if len(index) != len(shape) or not inside:
+        ranges = ", ".join(f"0 to {n - 1}" for n in shape)
+        raise SettingsError(
+            f"index = {index}: {name} has the shape {shape}, so its index is "
+            f"{len(shape)} numbers: {ranges}"
+        )

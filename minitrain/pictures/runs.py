@@ -1,0 +1,51 @@
+"""The curves of several runs side by side."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.figure import Figure
+
+from minitrain.pictures.png import BLACK, BLUE, GREEN, VERMILION, png
+
+Curve = tuple[Sequence[int], Sequence[float]]
+
+
+def draw_runs(runs: Mapping[str, Mapping[str, Curve]]) -> bytes:
+    """Loss, gradient norm and accuracy over the steps, for all runs together.
+
+    For each run its curves (steps, values) by tag. Noisy curves are drawn faintly, with
+    their running mean over a fiftieth of the run on top.
+    """
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    panels = {
+        "loss/train": "training loss of a batch",
+        "grad_norm/global": "|grad L|",
+        "accuracy/test": "test accuracy",
+    }
+    colors = (BLUE, VERMILION, GREEN, BLACK)
+    for axes, (tag, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for color, (name, curves) in zip(
+            itertools.cycle(colors), runs.items(), strict=False
+        ):
+            if tag not in curves:
+                continue
+            steps, values = curves[tag]
+            noisy = len(values) > 100
+            if noisy:
+                axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.5)
+                values = _running_mean(values, len(values) // 50)
+            axes.plot(steps, values, ".-"[noisy:], color=color, label=name)
+        axes.set(title=title, xlabel="step")
+        if tag != "accuracy/test":
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return png(figure)
+
+
+def _running_mean(values: Sequence[float], width: int) -> list[float]:
+    """Each value averaged with its neighbours up to width // 2 away on either side."""
+    series, half = torch.tensor(values, dtype=torch.float64), width // 2
+    windows = [series[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return [window.mean().item() for window in windows]

@@ -1,0 +1,188 @@
+"""A TensorBoard run as one event file, written so that watching costs next to nothing.
+
+`torch.utils.tensorboard.SummaryWriter` writes an event for every scalar, reads every
+value from the device by itself, and keeps hyperparameters in a run of their own. Here
+all values of a step are one event, and everything about a training is one run.
+"""
+
+import itertools
+import os
+import struct
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tensorboard.compat.proto import summary_pb2
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
+from torch.utils.tensorboard import summary as torch_summary
+
+from minitrain.runs.events import Event, framed, keep_until
+from minitrain.system.terminal import warn
+
+FLUSH_SECONDS = 0.5
+"""A point is on disk at the latest this long after `log` or `beat` could see it."""
+
+
+_numbers = itertools.count()
+
+
+Summary: Any = vars(summary_pb2)["Summary"]
+
+
+Status: Any = vars(api_pb2)["Status"]
+
+
+HParams: Any = vars(plugin_data_pb2)["HParamsPluginData"]
+
+
+SessionEnd: Any = vars(plugin_data_pb2)["SessionEndInfo"]
+
+
+class Board:
+    """The event file of one run, in `folder`; to be closed, or used in a `with`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Board(Path(folder)) as board:
+    ...     board.log(1, {"loss/train": 0.5, "lr": 0.1})
+
+    With `resume_after` the events in the folder up to and including that step are kept
+    and continued, and later ones dropped: a step is there once, whatever happened.
+
+    Raises OSError where the file cannot be created.
+    """
+
+    def __init__(self, folder: Path, resume_after: int | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}.{next(_numbers)}"
+        if resume_after is not None:
+            keep_until(resume_after, folder, folder / name)
+        self._file = open(folder / name, "xb" if resume_after is None else "ab")  # noqa: SIM115
+        self._last_flush = time.monotonic()
+        self._failed = False
+        if resume_after is None:
+            self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._file.flush()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the scalars of a step, as one event."""
+        scalars = [
+            Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()
+        ]
+        self._write_summary(Summary(value=scalars), step)
+        self.beat()
+
+    def beat(self) -> None:
+        """Flush where the last flush is half a second old; costs nothing otherwise.
+
+        Called at every step it keeps the loss of a crash below a second of points.
+        """
+        if time.monotonic() - self._last_flush >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand all points to the system.
+
+        What was flushed survives the death of the process, by whatever signal.
+        """
+        self._last_flush = time.monotonic()
+        self._ask(self._file.flush)
+
+    def sync(self) -> None:
+        """Flush, and wait until the points are on disk: they survive a power cut."""
+        self.flush()
+        self._ask(lambda: os.fsync(self._file.fileno()))
+
+    def text(self, tag: str, markdown: str) -> None:
+        """Show a text, in Markdown."""
+        self._write_summary(torch_summary.text(tag, markdown))
+
+    def image(self, tag: str, png: bytes, step: int = 0) -> None:
+        """Show a picture, given as the bytes of a PNG file."""
+        width, height = struct.unpack(">II", png[16:24])  # PNG's header chunk
+        image = Summary.Image(width=width, height=height, encoded_image_string=png)
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._write_summary(summary, step)
+
+    def histogram(self, tag: str, counts: Sequence[float], step: int) -> None:
+        """Show how many values fell between k and k + 1, for counts starting at -48.
+
+        They are those of `log2_counts`, read from the device.
+        """
+        limits = [float(k - 47) for k in range(len(counts))]
+        middles = [limit - 0.5 for limit in limits]
+        histogram = Summary.Value(tag=tag).histo
+        histogram.min, histogram.max = limits[0] - 1, limits[-1]
+        histogram.num = sum(counts)
+        histogram.sum = sum(n * x for n, x in zip(counts, middles, strict=True))
+        squares = (n * x * x for n, x in zip(counts, middles, strict=True))
+        histogram.sum_squares = sum(squares)
+        histogram.bucket_limit.extend(limits)
+        histogram.bucket.extend(counts)
+        value = Summary.Value(tag=tag, histo=histogram)
+        self._write_summary(Summary(value=[value]), step)
+
+    def layout(self, charts: Mapping[str, Sequence[str]]) -> None:
+        """Arrange the Custom Scalars page: each chart shows the tags that match."""
+        content = {title: ["Multiline", list(tags)] for title, tags in charts.items()}
+        self._write_summary(torch_summary.custom_scalars({"minitrain": content}))
+
+    def start_hparams(
+        self, run: str, settings: Mapping[str, bool | float | str], metrics: list[str]
+    ) -> None:
+        """Open the run's row in the HParams table; the metrics are tags of scalars."""
+        names = [summary_v2.HParam(name) for name in settings]
+        tags = [summary_v2.Metric(tag) for tag in metrics]
+        self._write_summary(summary_v2.hparams_config_pb(names, tags))
+        self._write_summary(summary_v2.hparams_pb(dict(settings), trial_id=run))
+
+    def end_hparams(self, succeeded: bool) -> None:
+        """Close the row, with how the run ended."""
+        status = "STATUS_SUCCESS" if succeeded else "STATUS_FAILURE"
+        end = SessionEnd(status=Status.Value(status), end_time_secs=time.time())
+        value = Summary.Value(
+            tag=metadata.SESSION_END_INFO_TAG,
+            metadata=metadata.create_summary_metadata(HParams(session_end_info=end)),
+            tensor=metadata.NULL_TENSOR,
+        )
+        self._write_summary(Summary(value=[value]))
+
+    def close(self) -> None:
+        """Flush, and close the file."""
+        if not self._file.closed:
+            self.flush()
+            with suppress(OSError):  # what could not be flushed was reported
+                self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write_summary(self, summary: Any, step: int = 0) -> None:
+        self._write(Event(step=step, wall_time=time.time(), summary=summary))
+
+    def _write(self, event: Any) -> None:
+        data = event.SerializeToString()
+        self._ask(lambda: self._file.write(framed(data)))
+
+    def _ask(self, action: Callable[[], Any]) -> None:
+        """Write, until writing fails: then warn, and let the training go on without."""
+        if self._failed:
+            return
+        try:
+            action()
+        except OSError as error:
+            self._failed = True
+            warn(
+                f"warning: no more points for TensorBoard in {self._file.name}: "
+                f"{error}; training goes on"
+            )

@@ -1,0 +1,50 @@
+"""Run directories: a folder of its own for each run."""
+
+import itertools
+import os
+from datetime import datetime
+from pathlib import Path
+
+from minitrain.system.errors import RunDirectoryError, StorageError
+
+
+def check_unused(folder: Path | None) -> None:
+    """Make sure that a run would start in a folder of its own, new or empty.
+
+    Raises StorageError where it is a file, RunDirectoryError where it is not empty.
+    """
+    if folder is None or not os.path.exists(folder):  # False for impossible names
+        return
+    if not folder.is_dir():
+        raise StorageError(f"{folder} is a file: a run needs a folder")
+    if any(folder.iterdir()):
+        raise RunDirectoryError(
+            f"{folder} is not empty: a run starts in a folder of its own. Nothing was "
+            "changed; give another name by --run-dir, or none for a fresh one"
+        )
+
+
+def create_folder(folder: Path | None, name: str) -> Path:
+    """The folder, created, or else a fresh one `runs/<name>-<date>-<time>`.
+
+    Raises StorageError where it cannot be created.
+    """
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
+        stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        for number in itertools.count(1):
+            folder = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:
+                if not folder.is_dir():  # `runs` itself is a file
+                    raise
+    except OSError as error:
+        raise StorageError(
+            f"cannot create the run directory: {error}. Nothing was done; give another "
+            "one by --run-dir"
+        ) from None
+    raise AssertionError("unreachable: the numbers do not end")

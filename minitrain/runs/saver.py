@@ -1,0 +1,81 @@
+"""Saving a run while it goes on."""
+
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from minitrain.runs import checkpoint
+from minitrain.runs.summary import Summary
+from minitrain.system.errors import DivergedError, StorageError
+from minitrain.system.terminal import say
+
+
+class Stateful(Protocol):
+    """A part of a run that a checkpoint holds."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+class Saver:
+    """Saves checkpoints of a run, and rides out a disk that is full for a while."""
+
+    def __init__(
+        self,
+        folder: Path,
+        parts: Mapping[str, Stateful],
+        summary: Summary,
+        *,
+        settings: str,
+        keep: int,
+        last_saved: int | None = None,
+    ) -> None:
+        self.folder, self.parts, self.summary = folder, parts, summary
+        self.settings, self.keep = settings, keep
+        self.num_failures, self.last_saved = 0, last_saved
+
+    def save(self, must_succeed: bool) -> None:
+        """Save the state after `summary.steps` updates, and say so once it is durable.
+
+        Raises StorageError where it fails for the third time in a row, or fails where
+        it must succeed, as at the start and at the end.
+        """
+        folder, step = self.folder / "checkpoints", self.summary.steps
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        if any(not tensor.isfinite().all() for tensor in state["model"].values()):
+            raise DivergedError(
+                f"the parameters after step {step} are not finite, and were not saved. "
+                "Try a smaller --optimizer.lr, or --clip-norm 1"
+            )
+        state |= {
+            "settings": self.settings,
+            "summary": asdict(self.summary),
+        }
+        try:
+            path = checkpoint.save(folder, step, state)
+        except OSError as error:
+            self.num_failures += 1
+            reason = f"checkpoint of step {step} failed: {error}"
+            with suppress(OSError):
+                reason += f" ({shutil.disk_usage(self.folder).free} bytes are free)"
+            if must_succeed or self.num_failures == 3:
+                raise StorageError(f"{reason}.\n{self._what_is_safe()}") from None
+            say(f"warning: {reason}; training goes on")
+            return
+        self.num_failures, self.last_saved = 0, step
+        say(f"saved checkpoint step={step} path={path}")
+        try:
+            checkpoint.rotate(folder, self.keep, self.summary.best_step)
+        except OSError as error:
+            say(f"warning: an old checkpoint was not removed: {error}")
+
+    def _what_is_safe(self) -> str:
+        if self.last_saved is None:
+            return "Nothing was trained yet. Make room, or give another --run-dir."
+        return (
+            f"The checkpoint of step {self.last_saved} is safe. Make room, and "
+            f"continue with --run-dir {self.folder} --resume"
+        )

@@ -1,0 +1,81 @@
+"""What is printed, so that no output in the world ends a training."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from io import TextIOWrapper
+from typing import TextIO
+
+from tqdm import tqdm
+
+from minitrain.system.errors import MinitrainError, Stopped, StorageError
+
+# Control characters, which act on a terminal, as what stands for them in Python.
+_ESCAPES = {
+    code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32), *range(127, 160))
+}
+
+
+def warn(line: str) -> None:
+    """Print a line on standard error, if it can be."""
+    with suppress(OSError):
+        print(line.translate(_ESCAPES), file=sys.stderr)
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """Run a script; an error for people is printed, and its exit code returned.
+
+    With `--debug` on the command line it is raised instead, with its traceback.
+    """
+    _open_streams()
+    try:
+        return main()
+    except MinitrainError as error:
+        if "--debug" in sys.argv:
+            raise
+        warn(f"error: {error}")
+        return error.exit_code
+    except BrokenPipeError:  # whoever reads the output, `head` perhaps, has seen enough
+        return 0
+    except OSError as error:
+        if "--debug" in sys.argv:
+            raise
+        warn(f"error: reading or writing failed: {error}")
+        return StorageError.exit_code
+    except Stopped as stopped:
+        return 128 + stopped.number
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                discard(stream)  # Python itself would fail over it once more
+
+
+def _open_streams() -> None:
+    """Print to closed streams in vain, and to others in any encoding: never fail."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def discard(stream: TextIO) -> None:
+    """Let go of what could not be printed, and of all that will be."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say(line: str) -> None:
+    """Print a line above the progress bar; a reader who has left stops no training."""
+    try:
+        tqdm.write(line)
+        sys.stdout.flush()  # into a pipe, too: "saved" is told when it is true
+    except OSError as error:
+        discard(sys.stdout)
+        warn(f"warning: no more lines can be printed: {error}; training goes on")

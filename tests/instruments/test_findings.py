@@ -1,0 +1,240 @@
+"""Findings: each rule with the readings that it is for, and without them."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from minitrain.experiment import runner
+from minitrain.experiment.settings import Config
+from minitrain.instruments.findings import CAUSES, RULES, Findings
+from minitrain.instruments.truth import Slope
+from minitrain.runs.summary import Summary
+from minitrain.training import NotFiniteError
+
+HEALTHY: dict[str, float] = {
+    "loss/train": 0.0,  # see below: it falls
+    "grad_norm/global": 1.5,
+    "grad_norm/a.weight": 1.0,
+    "grad_norm/b.weight": 1.0,
+    "update_norm/global": 0.01,
+    "update_ratio/global": 1e-3,
+    "zero_share/a.weight": 0.02,
+    "zero_share/a.bias": 0.02,
+    "zero_share/b.weight": 0.0,
+    "zero_share/b.bias": 0.0,
+    "audit/margin": 0.05,
+    "noise/scale": 150.0,
+    "noise/signal_share": 0.3,
+}
+
+
+def findings(**options: Any) -> Findings:
+    usual = {"num_steps": 20, "batch_size": 64, "num_classes": 10, "clip_norm": None}
+    return Findings(**{**usual, **options})
+
+
+def kinds_of(changes: dict[str, Any], **options: Any) -> list[str]:
+    """What is found in a run whose readings differ so from healthy ones.
+
+    A change is a value, or a function of the step.
+    """
+    run, kinds = findings(**options), []
+    for step in range(1, 21):
+        values = HEALTHY | {"loss/train": 2.3 * 0.85 ** (step - 1)}
+        for tag, change in changes.items():
+            values[tag] = change(step) if callable(change) else change
+        if step % 5 == 0:
+            tests = {"loss/test": values.pop("loss/test", values["loss/train"])}
+            kinds += run.note(step, tests | {"accuracy/test": 0.5})
+        kinds += run.note(step, values)
+    return [finding.kind for finding in kinds]
+
+
+def test_a_healthy_run_gives_no_finding() -> None:
+    assert kinds_of({}) == []
+    assert kinds_of({"clip/fraction": 0.8}, clip_norm=1.0) == []
+
+
+STUCK = {"loss/train": 2.3}
+CASES = [
+    ("learning rate too large", {"audit/margin": lambda step: 1.5 * (step > 3)}, {}),
+    ("learning rate too large", {"loss/train": lambda step: 2.3 + step / 2}, {}),
+    (
+        "learning rate too large",
+        {"zero_share/a.bias": lambda step: 0.9 * (step > 4)},
+        {},
+    ),
+    ("learning rate too small", {"update_ratio/global": 1e-6} | STUCK, {}),
+    (
+        "clipped to little",
+        {"clip/fraction": 1.0, "update_ratio/global": 1e-6} | STUCK,
+        {"clip_norm": 1e-3},
+    ),
+    ("exploding gradient", {"loss/train": lambda step: 900 / step}, {}),
+    ("exploding gradient", {"grad_norm/a.weight": 300.0}, {}),
+    ("dead units", {"zero_share/a.bias": 0.9}, {}),
+    ("vanishing gradient", {"grad_norm/a.weight": 1e-4}, {}),
+    ("labels without signal", STUCK, {}),
+    ("flat plateau", {"loss/train": 1.0, "grad_norm/global": 1e-3}, {}),
+    ("flat plateau", {"loss/train": 2.3, "zero_share/a.weight": 1.0,
+                      "zero_share/b.weight": 1.0}, {}),
+    ("steep plateau", {"loss/train": 1.0}, {}),
+    ("batch too small", {"noise/signal_share": 0.02}, {"batch_size": 2}),
+    ("batch too large", {"noise/signal_share": 0.97}, {"batch_size": 4096}),
+    ("overfitting", {"loss/test": lambda step: 0.5 + step / 20}, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "changes", "options"), CASES)
+def test_each_rule_finds_what_it_is_for_and_nothing_else(
+    kind: str, changes: dict, options: dict
+) -> None:
+    if kind == "labels without signal":
+        # 0.5 of accuracy would speak for the labels.
+        run = findings()
+        told = [
+            found.kind
+            for step in range(1, 21)
+            for found in run.note(step, HEALTHY | {"loss/train": 2.3})
+        ]
+        assert told == [kind]
+        return
+    assert kinds_of(changes, **options) == [kind]
+
+
+def test_every_rule_has_a_case_and_every_cause_is_a_kind() -> None:
+    assert {kind for kind, _, _ in CASES} == set(RULES)
+    start = {"inputs not normalised", "block without gradient", "wrong gradient"}
+    named = {cause for causes in CAUSES.values() for cause in causes}
+    assert named <= set(RULES) | start and set(CAUSES) <= set(RULES)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "is_found"),
+    [(0, 1, False), (0.13, 0.31, False), (33, 78, True), (0, 0.01, True), (9, 1, True)],
+)
+def test_inputs(mean: float, std: float, is_found: bool) -> None:
+    run = findings()
+    found = run.check_inputs(mean, std)
+    assert bool(found) == is_found == bool(run.found)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "measured", "kind", "advice"),
+    [
+        (2.0, 1.0, "wrong gradient", "zero_grad"),
+        (65536.0, 1.0, "wrong gradient", "unscale"),
+        (0.25, 1.0, "wrong gradient", "divisor"),
+        (-1.0, 1.0, "wrong gradient", "hooks"),
+        (0.0, 0.5, "block without gradient", "detach"),
+    ],
+)
+def test_a_refuted_gradient_is_told_with_its_likely_origin(
+    claimed: float, measured: float, kind: str, advice: str
+) -> None:
+    run = findings()
+    slopes = {
+        "all": Slope(1.0, 1.0, 0.0, is_wrong=False),
+        "a.weight": Slope(claimed, measured, 1.0, is_wrong=True),
+    }
+    (found,) = run.check_slopes(7, slopes)
+    assert (found.kind, found.step) == (kind, 7) and advice in found.advice
+    assert "a.weight" in found.text
+    assert run.check_slopes(8, slopes) == [], "once is enough"
+
+
+def test_what_follows_from_a_finding_is_not_told() -> None:
+    dead_and_diverging = {
+        "audit/margin": 2.0,
+        "zero_share/a.bias": 1.0,
+        "grad_norm/a.weight": 0.0,
+    }
+    assert kinds_of(dead_and_diverging) == ["learning rate too large"]
+
+
+def test_unresolved_readings_are_passed_over() -> None:
+    assert kinds_of({"audit/margin": math.nan, "noise/scale": math.nan}) == []
+
+
+@pytest.mark.parametrize("at", [1, 5, 12, 19])
+def test_a_run_that_is_continued_finds_what_it_would_have_found(at: int) -> None:
+    """And does not tell again what was told before."""
+    values = {
+        step: HEALTHY
+        | {"audit/margin": 1.5 * (step in (4, 15)), "loss/train": 1 / step}
+        for step in range(1, 21)
+    }
+    whole = findings()
+    for step, readings in values.items():
+        whole.note(step, readings)
+    assert [finding.step for finding in whole.found] == [15]
+    first, second, told = findings(), findings(), []
+    for step in range(1, at + 1):
+        told += first.note(step, values[step])
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for step in range(at + 1, 21):
+        told += second.note(step, values[step])
+    assert second.found == whole.found == told
+
+
+# The runner
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Two epochs of ten steps on digits, with a reading at every step."""
+    from harness import PANEL, keep_few_digits
+
+    keep_few_digits(tmp_path / "data")
+    monkeypatch.setenv("MINITRAIN_DATA", str(tmp_path / "data"))
+
+    def run(**others: Any) -> Summary:
+        few = {"epochs": 2, "data": {"name": "digits"}, "instruments": PANEL}
+        few |= {"log": {"every": 1}, "run_dir": tmp_path / "run"}
+        return runner.run(Config(**{**few, **others}))
+
+    return run
+
+
+def text_of(folder) -> str:
+    events = EventAccumulator(str(folder)).Reload()
+    (text,) = events.Tensors("run/findings/text_summary")
+    return text.tensor_proto.string_val[0].decode()
+
+
+def test_findings_stand_in_terminal_summary_and_tensorboard(
+    run, tmp_path, capsys
+) -> None:
+    summary = run(clip_norm=1e-4)
+    (found,) = summary.findings
+    assert found["kind"] == "clipped to little"
+    out = capsys.readouterr().out
+    assert f"finding: clipped to little at step {found['step']}: " in out
+    assert "found clipped to little" in out.splitlines()[-4]
+    kept = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert kept["findings"] == [found]
+    assert "**clipped to little**" in text_of(tmp_path / "run")
+    again = run(clip_norm=1e-4, resume=True, epochs=3)
+    assert again.findings == [found], "told once"
+    assert "finding: " not in capsys.readouterr().out
+    assert "**clipped to little**" in text_of(tmp_path / "run")
+
+
+def test_a_step_that_is_not_finite_is_a_finding(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        nn.Linear, "forward", lambda self, x: x @ self.weight.T * torch.nan
+    )
+    with pytest.raises(NotFiniteError):
+        run()
+    kept = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [found["kind"] for found in kept["findings"]] == ["learning rate too large"]
+
+
+def test_nothing_found_is_said_too(run, tmp_path) -> None:
+    assert run().findings == []
+    assert "Nothing found." in text_of(tmp_path / "run")

@@ -1,0 +1,548 @@
+"""The panel's readings against their definitions, and that it changes nothing."""
+
+import functools
+import io
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from minitrain.batches import Batches
+from minitrain.evaluation import evaluate
+from minitrain.fingerprint import fingerprint
+from minitrain.gradients import gradient, hessian_vector_product
+from minitrain.instruments.cadence import Cadence
+from minitrain.instruments.panel import Panel, Watch
+from minitrain.runs.board import Board
+from minitrain.runs.tags import step_scalars
+from minitrain.sgd import SGD
+from minitrain.training import train
+from minitrain.vector import ParameterVector
+
+LOSS = nn.functional.cross_entropy
+EVERYTHING = Cadence(look=1, audit=1, truth=1, noise=1)
+
+
+class Point(nn.Module):
+    """A function of x and y as a model: forward takes nothing and gives f."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor], *start: float) -> None:
+        super().__init__()
+        self.f = f
+        self.theta = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+
+    def forward(self) -> Tensor:
+        return self.f(self.theta)
+
+
+def walk(model: Point, num_steps: int, cadence: Cadence = EVERYTHING, **options: Any):
+    """Descend, and give what the panel reads of every step."""
+    optimizer = SGD(model.parameters(), **options)
+    panel = Panel(model, optimizer, cadence._replace(noise=0))
+    for number in range(1, num_steps + 1):
+        with panel.watch(number, model) as watch:
+            optimizer.zero_grad()
+            model().backward()
+            optimizer.step()
+        yield {tag: float(value) for tag, value in watch.readings.items()}
+
+
+@pytest.mark.parametrize("lr", [0.1, 0.3, 0.5, 0.9, 1.0])
+def test_every_reading_on_the_paraboloid_has_a_closed_form(lr: float) -> None:
+    """f = x^2 + y^2 from (3, 4): each step multiplies the point by 1 - 2 lr."""
+    factor = 1 - 2 * lr
+    steps = walk(Point(lambda p: (p**2).sum(), 3.0, 4.0), 3, lr=lr)
+    for k, readings in enumerate(steps):
+        size, length = 5 * abs(factor) ** k, 2 * lr * 5 * abs(factor) ** k
+        if size == 0:  # at lr = 0.5 the first step arrives
+            break
+        path = sum(2 * lr * 5 * abs(factor) ** j for j in range(k + 1))
+        distance = 5 * abs(1 - factor ** (k + 1))
+        expected = {
+            "update_norm/global": length,
+            "update_norm/theta": length,
+            "update_ratio/global": 2 * lr,
+            "update_ratio/theta": 2 * lr,
+            "zero_share/theta": 0,
+            "cosine/steepest_descent": 1,
+            "momentum/share": 0,
+            "momentum/effective_lr": lr,
+            "path/distance": distance,
+            "path/efficiency": distance / path,
+            "audit/promised": lr * 4 * size**2,
+            "audit/delivered": size**2 * (1 - factor**2),
+            "audit/ratio": 1 - lr,
+            "audit/curvature": 2,
+            "audit/largest_stable_lr": 1,
+            "audit/margin": lr,
+        }
+        if k > 0:  # the gradient turns around with every step beyond the minimum
+            expected["cosine/previous"] = math.copysign(1, factor)
+        assert readings.pop("truth/error") < 1e-9
+        assert readings.pop("truth/worst_error") < 1e-9
+        assert readings == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_effective_lr_of_a_constant_gradient() -> None:
+    """lr / (1 - momentum) in the end, of which the momentum's share is momentum."""
+    steps = walk(Point(lambda p: p @ p.new_tensor([3.0, 4.0]), 1.0, 1.0), 200, lr=0.1,
+                 momentum=0.9)  # fmt: skip
+    last = list(steps)[-1]
+    assert last["momentum/effective_lr"] == pytest.approx(1, rel=1e-6)
+    assert last["momentum/share"] == pytest.approx(0.9, rel=1e-6)
+    assert last["cosine/previous"] == pytest.approx(1, abs=1e-12)
+
+
+def test_plain_sgd_in_float32_goes_straight_downhill() -> None:
+    model, batches = mlp(), data()
+    optimizer = SGD(ParameterVector(model), lr=0.1)
+    panel = Panel(model, optimizer, EVERYTHING)
+    for step in train(model, optimizer, batches, LOSS, epochs=5, watcher=panel):
+        assert float(step.readings["cosine/steepest_descent"]) == (
+            pytest.approx(1, abs=1e-6)
+        )
+        assert float(step.readings["momentum/share"]) < 1e-3
+
+
+def mlp(activation: type[nn.Module] = nn.ReLU) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 16), activation(), nn.Linear(16, 4))
+
+
+def cnn() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 4, 5)), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(24, 4),
+    )  # fmt: skip
+
+
+def data(num: int = 160, batch_size: int = 16) -> Batches:
+    """Four clouds of points that overlap."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(4, (num,), generator=generator)
+    centres = torch.randn(4, 20, generator=generator)
+    inputs = centres[labels] + torch.randn(num, 20, generator=generator)
+    return Batches(inputs, labels, batch_size, seed=0)
+
+
+@pytest.mark.parametrize("is_vector", [False, True])
+def test_readings_of_a_network_are_what_they_say(is_vector: bool) -> None:
+    """Computed once more in plain torch, in float64, from what was kept by the way."""
+    model = mlp()
+    names = [name for name, _ in model.named_parameters()]
+    params = ParameterVector(model) if is_vector else model.parameters()
+    optimizer = SGD(params, lr=0.1, momentum=0.9, weight_decay=0.01)
+    panel = Panel(model, optimizer, EVERYTHING)
+
+    def flat(tensors: Any) -> Tensor:
+        return torch.cat([t.detach().double().flatten() for t in tensors])
+
+    thetas, grads = [flat(model.parameters())], []
+    steps = train(model, optimizer, data(), LOSS, clip_norm=0.5, watcher=panel)
+    for step in steps:
+        thetas.append(flat(model.parameters()))
+        grads.append(flat([p.grad for p in model.parameters()]))  # clipped
+        before, after, g = thetas[-2], thetas[-1], grads[-1]
+        update, used = after - before, g + 0.01 * before
+        sizes = [p.numel() for p in model.parameters()]
+        path = sum((b - a).norm() for a, b in itertools.pairwise(thetas))
+        norm = float(step.grad_norm)
+        expected = {
+            "update_norm/global": update.norm(),
+            "update_ratio/global": update.norm() / before.norm(),
+            "cosine/steepest_descent": -(update @ g) / (update.norm() * g.norm()),
+            "momentum/effective_lr": update.norm() / used.norm(),
+            "path/distance": (after - thetas[0]).norm(),
+            "path/efficiency": (after - thetas[0]).norm() / path,
+            "clip/fraction": float(norm > 0.5),
+            "audit/promised": -(update @ g) * max(1, norm / 0.5),
+        }
+        direction = update / -0.1
+        share = (direction - used).norm() / direction.norm()
+        assert float(step.readings["momentum/share"]) == pytest.approx(
+            share.item(), abs=1e-4
+        )
+        if len(grads) > 1:
+            previous = grads[-2]
+            cosine = g @ previous / (g.norm() * previous.norm())
+            expected["cosine/previous"] = cosine
+        for name, u, theta, part in zip(
+            names, update.split(sizes), before.split(sizes), g.split(sizes), strict=True
+        ):
+            expected[f"update_norm/{name}"] = u.norm()
+            expected[f"update_ratio/{name}"] = u.norm() / theta.norm()
+            expected[f"zero_share/{name}"] = (part == 0).double().mean()
+        for tag, value in expected.items():
+            read = float(step.readings[tag])
+            assert read == pytest.approx(float(value), rel=1e-4, abs=1e-6), tag
+
+
+def test_clipped_fraction_counts_every_step_since_the_last_reading() -> None:
+    model = mlp()
+    optimizer = SGD(ParameterVector(model), lr=0.1)
+    panel = Panel(model, optimizer, Cadence(look=4, audit=0, truth=0, noise=0))
+    norms: list[float] = []
+    for step in train(
+        model, optimizer, data(), LOSS, clip_norm=0.9, epochs=3, watcher=panel
+    ):
+        norms.append(float(step.grad_norm))
+        if step.number % 4 == 0:
+            share = sum(norm > 0.9 for norm in norms[-4:]) / 4
+            if step.number == 4:  # the first step was read, and starts a new count
+                share = sum(norm > 0.9 for norm in norms[1:4]) / 3
+            assert step.readings["clip/fraction"] == pytest.approx(share)
+    assert 0 < sum(norm > 0.9 for norm in norms) < len(norms), "both must occur"
+
+
+def test_curvature_of_a_smooth_network_is_that_of_its_hessian() -> None:
+    """Within a tenth on at least 95 of 100 steps, where the loss is resolved."""
+    model = mlp(nn.Tanh).double()
+    batches = data()
+    inputs = batches.inputs.double()
+    batches = Batches(inputs, batches.targets, 16, seed=0)
+    vector = ParameterVector(model)
+    optimizer = SGD(vector, lr=0.02, momentum=0.5)
+    panel = Panel(model, optimizer, Cadence(look=0, audit=1, truth=0, noise=0))
+    close, thetas = [], [vector.theta.detach().clone()]
+    names = [name for name, _ in model.named_parameters()]
+    order = itertools.chain(*(batches.epoch(epoch) for epoch in range(1, 11)))
+    for step in train(model, optimizer, batches, LOSS, epochs=10, watcher=panel):
+        x, y = next(order)
+        thetas.append(vector.theta.detach().clone())
+        update = thetas[-1] - thetas[-2]
+
+        def loss(theta: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
+            values = dict(zip(names, vector.split(theta), strict=True))
+            return LOSS(torch.func.functional_call(model, values, (x,)), y)
+
+        product = hessian_vector_product(loss, thetas[-2], update)
+        exact = (product @ update / update.square().sum()).item()
+        close.append(abs(step.readings["audit/curvature"] / exact - 1) < 0.1)
+        slope = (gradient(loss)(thetas[-2]) @ update).item()
+        assert step.readings["audit/promised"] == pytest.approx(-slope, rel=1e-9)
+    assert len(close) == 100 and sum(close) >= 95
+
+
+def test_divergence_is_announced_before_it_happens() -> None:
+    """A learning rate twenty times too large: margin above 1 while the loss is low."""
+    model = mlp(nn.Tanh)
+    optimizer = SGD(ParameterVector(model), lr=20.0)
+    panel = Panel(model, optimizer, EVERYTHING)
+    first, announced = None, False
+    for step in train(model, optimizer, data(), LOSS, epochs=3, watcher=panel):
+        first = first or float(step.loss)
+        announced = announced or float(step.readings.get("audit/margin", 0)) > 1
+        if float(step.loss) > 2 * first:
+            break
+    assert announced
+
+
+# The truth test
+
+
+class Twice(torch.autograd.Function):
+    """x -> x, with a backward pass that doubles the gradient: a wrong one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * grad
+
+
+def spoilt_step(fault: str, model: nn.Sequential, optimizer: SGD, batch: Any) -> None:
+    """A training step with one of the mistakes that people make."""
+    x, y = batch
+    if fault != "forgotten zero_grad":
+        optimizer.zero_grad()
+    outputs = model[0](x)
+    if fault == "wrong custom backward":
+        outputs = Twice.apply(outputs)
+    if fault == "detached block":
+        outputs = outputs.detach()
+    loss = LOSS(model[1:](outputs), y)
+    if fault == "wrong accumulation divisor":
+        (loss / 4).backward()
+    elif fault == "still scaled":
+        (loss * 65536).backward()
+    else:
+        loss.backward()
+    if fault == "changed by someone else":
+        model[2].weight.grad.add_(0.1)
+    optimizer.step()
+
+
+FAULTS = {
+    "forgotten zero_grad": {"all"},
+    "wrong accumulation divisor": {"all", "0.weight", "0.bias", "2.weight", "2.bias"},
+    "still scaled": {"all", "0.weight", "0.bias", "2.weight", "2.bias"},
+    "changed by someone else": {"2.weight"},
+    "detached block": {"0.weight"},
+    "wrong custom backward": {"0.weight", "0.bias"},
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("is_vector", [False, True])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_gradient_is_named_by_the_first_audit(
+    fault: str, is_vector: bool, seed: int
+) -> None:
+    model = mlp()
+    params = ParameterVector(model) if is_vector else model.parameters()
+    optimizer = SGD(params, lr=0.1, momentum=0.9)
+    panel = Panel(model, optimizer, Cadence(look=0, audit=0, truth=3, noise=0))
+    for number, (x, y) in enumerate(data().epoch(seed), 1):
+        with panel.watch(number + 1, lambda x=x, y=y: LOSS(model(x), y)):
+            is_planted = number == 5
+            spoilt_step(fault if is_planted else "", model, optimizer, (x, y))
+        wrong = {name for name, slope in panel.slopes.items() if slope.is_wrong}
+        if is_planted:
+            assert wrong >= FAULTS[fault], panel.slopes
+            if len(FAULTS[fault]) < 3 and "all" not in FAULTS[fault]:
+                assert "2.bias" not in wrong, "a healthy block is not accused"
+            return
+        assert not wrong
+
+
+@pytest.mark.parametrize("model", ["relu", "tanh", "cnn"])
+def test_no_healthy_gradient_is_called_wrong(model: str) -> None:
+    """In float32, a thousand audits in all, of five slopes each."""
+    network = {"relu": mlp, "tanh": functools.partial(mlp, nn.Tanh), "cnn": cnn}[
+        model
+    ]()
+    optimizer = SGD(ParameterVector(network), lr=0.1, momentum=0.9)
+    panel = Panel(network, optimizer, Cadence(look=0, audit=0, truth=1, noise=0))
+    num_audits, errors = 0, []
+    for step in train(network, optimizer, data(), LOSS, epochs=34, watcher=panel):
+        assert not any(slope.is_wrong for slope in panel.slopes.values()), panel.slopes
+        assert len(panel.slopes) == 5
+        num_audits += 1
+        errors.append(step.readings.get("truth/error"))
+    assert num_audits == 340
+    known = [error for error in errors if error is not None]
+    assert len(known) > 100 and sorted(known)[len(known) // 2] < 0.01
+
+
+def test_in_float64_a_smooth_gradient_is_true_to_six_digits() -> None:
+    model = mlp(nn.Tanh).double()
+    batches = data()
+    batches = Batches(batches.inputs.double(), batches.targets, 16, seed=0)
+    optimizer = SGD(ParameterVector(model), lr=0.01)
+    panel = Panel(model, optimizer, Cadence(look=0, audit=0, truth=1, noise=0))
+    for step in train(model, optimizer, batches, LOSS, epochs=2, watcher=panel):
+        assert step.readings["truth/error"] < 1e-6
+
+
+# Watching changes nothing
+
+
+class Everything(nn.Module):
+    """Dropout, BatchNorm and convolution in one small network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Unflatten(1, (1, 4, 5)), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4),
+            nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(24, 4),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def end_of(folder: Path, draw: random.Random | None, **options: Any) -> str:
+    """The fingerprint after 200 steps: parameters, buffers, optimizer, random state.
+
+    With `draw` half of the instruments, of logging, of evaluations, of measured costs
+    and of stops are there, without it none.
+    """
+
+    def maybe() -> bool:
+        return draw is not None and draw.random() < 0.5
+
+    def fresh() -> tuple[nn.Module, SGD, Panel]:
+        torch.manual_seed(0)
+        model = Everything()
+        optimizer = SGD(ParameterVector(model), lr=0.05, momentum=0.9, nesterov=True)
+        return model, optimizer, Panel(model, optimizer, cadence)
+
+    def run(parts: tuple[nn.Module, SGD, Panel], start: int, end: int) -> None:
+        model, optimizer, panel = parts
+        options["watcher"] = panel if any(cadence) else None
+        steps = train(model, optimizer, batches, LOSS, epochs=5, start=start, **options)
+        for step in itertools.islice(steps, end - start):
+            if logs:
+                board.log(step.number, step_scalars(step))
+            if evaluates and step.number % 7 == 0:
+                evaluate(model, batches, LOSS)
+            assert start < step.number <= end
+
+    cadence = Cadence(*([0] * len(Cadence._fields)))
+    if draw is not None:
+        cadence = Cadence(*(draw.choice([0, 0, 1, 3, 10]) for _ in cadence))
+    logs, evaluates, batches = maybe(), maybe(), data(40 * 8 * options["accumulate"], 8)
+    parts = fresh()
+    with Board(folder) as board:
+        if maybe():
+            x, y = next(iter(batches.epoch(1)))
+            precision = options["autocast"]
+            parts[2].fit(lambda: LOSS(parts[0](x), y), 8, 0.03, autocast=precision)
+        stop = draw.randrange(1, 200) if draw is not None and maybe() else 0
+        if stop:
+            run(parts, 0, stop)
+            state = [part.state_dict() for part in parts], torch.get_rng_state()
+            states, random_state = copied(state)
+            parts = fresh()
+            for part, kept in zip(parts, states, strict=True):
+                part.load_state_dict(kept)
+            torch.set_rng_state(random_state)
+        run(parts, stop, 200)
+    state = {"random": torch.get_rng_state()}
+    return fingerprint(parts[0].state_dict(), parts[1].state_dict(), state)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_any_half_of_the_instruments_leaves_the_run_as_it_is(
+    precision: torch.dtype | None, accumulate: int, tmp_path: Path
+) -> None:
+    seed = random.randrange(2**32)
+    draw = random.Random(seed)
+    options = {"autocast": precision, "accumulate": accumulate, "clip_norm": 1.0}
+    without = end_of(tmp_path / "none", None, **options)
+    for number in range(5):
+        watched = end_of(tmp_path / f"{number}", draw, **options)
+        assert watched == without, f"seed {seed}, draw {number}"
+
+
+def readings_of(model: nn.Module, optimizer: SGD, panel: Panel, start: int) -> Iterator:
+    steps = train(
+        model,
+        optimizer,
+        data(),
+        LOSS,
+        epochs=3,
+        watcher=panel,
+        clip_norm=1.0,
+        start=start,
+    )
+    for step in steps:
+        yield step.number, {tag: float(value) for tag, value in step.readings.items()}
+
+
+@pytest.mark.parametrize("at", [1, 5, 9, 10, 20, 29])
+def test_a_panel_continues_where_it_was(at: int) -> None:
+    """What it reads after a stop is what it reads without one, to the last bit."""
+    cadence = Cadence(look=2, audit=3, truth=10, noise=4)
+
+    def fresh() -> tuple[nn.Module, SGD, Panel]:
+        model = mlp()
+        optimizer = SGD(ParameterVector(model), lr=0.1, momentum=0.9)
+        return model, optimizer, Panel(model, optimizer, cadence)
+
+    expected = dict(readings_of(*fresh(), start=0))
+    first = fresh()
+    kept = None
+    for number, readings in readings_of(*first, start=0):
+        assert readings == expected[number]
+        if number == at:
+            kept = copied([part.state_dict() for part in first])
+            break
+    second = fresh()
+    for part, state in zip(second, kept, strict=True):
+        part.load_state_dict(state)
+    continued = dict(readings_of(*second, start=at))
+    assert continued == {n: r for n, r in expected.items() if n > at}
+
+
+def copied(state: Any) -> Any:
+    """The state as a checkpoint would give it back."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def test_hooks_are_gone_after_the_block_and_after_an_error() -> None:
+    model = mlp()
+    optimizer = SGD(ParameterVector(model), lr=0.1)
+    panel = Panel(model, optimizer, EVERYTHING)
+
+    def num_hooks() -> int:
+        return len(optimizer._optimizer_step_pre_hooks) + sum(
+            len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules()
+        )
+
+    for error in (None, KeyError):
+        try:
+            with panel.watch(1, lambda: model(torch.ones(2, 20)).sum()) as watch:
+                assert isinstance(watch, Watch) and num_hooks() > 0
+                if error:
+                    raise error
+        except KeyError:
+            pass
+        assert num_hooks() == 0
+
+
+def test_the_noise_is_that_of_the_gradients_of_single_samples() -> None:
+    """Of the first step, from one backward pass a sample; clipping is no noise."""
+    model, batches = mlp(), data()
+    x, y = next(iter(batches.epoch(1)))
+    grads = []
+    for i in range(len(y)):
+        model.zero_grad()
+        LOSS(model(x[i : i + 1]), y[i : i + 1]).backward()
+        grads.append(torch.cat([p.grad.double().flatten() for p in model.parameters()]))
+    single, num = torch.stack(grads), len(y)
+    mean_square = single.square().sum(dim=1).mean().item()
+    batch_square = single.mean(dim=0).square().sum().item()
+    signal = (num * batch_square - mean_square) / (num - 1)
+    trace = (mean_square - batch_square) / (1 - 1 / num)
+
+    model.zero_grad()
+    optimizer = SGD(ParameterVector(model), lr=0.1)
+    panel = Panel(model, optimizer, EVERYTHING)
+    first = next(train(model, optimizer, batches, LOSS, clip_norm=0.1, watcher=panel))
+    share = signal / (signal + trace / num)
+    assert first.readings["noise/scale"] == pytest.approx(trace / signal, rel=1e-4)
+    assert first.readings["noise/signal_share"] == pytest.approx(share, rel=1e-4)
+
+
+def test_a_clipped_gradient_is_no_lie() -> None:
+    model = mlp()
+    optimizer = SGD(ParameterVector(model), lr=0.1)
+    panel = Panel(model, optimizer, Cadence(look=0, audit=0, truth=1, noise=0))
+    for _ in train(model, optimizer, data(), LOSS, clip_norm=0.1, watcher=panel):
+        assert not any(slope.is_wrong for slope in panel.slopes.values()), panel.slopes
+
+
+def test_a_run_that_is_made_longer_reads_what_a_long_one_reads() -> None:
+    """The last step is read in any case; of that no later reading may know."""
+    cadence = Cadence(look=3, audit=3, truth=0, noise=3)
+
+    def readings(epochs: int, parts: tuple, start: int = 0) -> dict[int, dict]:
+        model, optimizer, panel = parts
+        steps = train(
+            model, optimizer, data(), LOSS, epochs=epochs, watcher=panel, start=start
+        )
+        return {s.number: {t: float(v) for t, v in s.readings.items()} for s in steps}
+
+    def fresh() -> tuple[nn.Module, SGD, Panel]:
+        model = mlp()
+        optimizer = SGD(ParameterVector(model), lr=0.1, momentum=0.9)
+        return model, optimizer, Panel(model, optimizer, cadence)
+
+    whole, parts = readings(2, fresh()), fresh()
+    short = readings(1, parts)
+    assert short.pop(10) != whole[10], "the last step of the short run is read"
+    assert short | {10: whole[10]} | readings(2, parts, start=10) == whole
