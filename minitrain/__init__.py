@@ -14,8 +14,8 @@ The book, in the order in which it is read:
     training    the loop
     evaluation  how good the model is
 
-Second reading: rule (the update rule as data), blocks (many tensors together),
-randomness, fingerprint. Behind them stand rooms, each with a sign in its `__init__`:
+Second reading: rule (the update rule as data), watcher (how instruments reach the
+loop), blocks (many tensors together), randomness, fingerprint. Behind them stand rooms, each with a sign in its `__init__`:
 instruments, runs, datasets, pictures, experiment, explain, cli and system. The book
 imports nothing of them.
 """

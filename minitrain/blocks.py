@@ -12,13 +12,12 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-# With what torch's type stubs leave out.
-torch_: Any = torch
+from minitrain import _torch
 
 Update: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
 """What the rule is applied to: parameter, gradient, momentum buffer."""
 
-Rule: TypeAlias = Callable[..., Any]
+UpdateRule: TypeAlias = Callable[..., Any]
 """rule(param, grad, buf, **options), in place: see `minitrain.sgd.sgd_update`."""
 
 BLOCK = 2**20
@@ -42,29 +41,38 @@ class Tensors:
         self.tensors = tensors
 
     def __neg__(self) -> "Tensors":
-        return Tensors(torch_._foreach_neg(self.tensors))
+        return Tensors(_torch.foreach_neg(self.tensors))
 
     def add(self, other: "Tensors", *, alpha: float) -> "Tensors":
-        return Tensors(torch_._foreach_add(self.tensors, other.tensors, alpha=alpha))
+        return Tensors(_torch.foreach_add(self.tensors, other.tensors, alpha=alpha))
 
     def add_(self, other: "Tensors", *, alpha: float) -> "Tensors":
-        torch_._foreach_add_(self.tensors, other.tensors, alpha=alpha)
+        _torch.foreach_add_(self.tensors, other.tensors, alpha=alpha)
         return self
 
     def mul_(self, factor: float) -> "Tensors":
         # A tensor of their dtype rounds as a number does, and is four times as fast.
         scalar = torch.tensor(factor, dtype=self.tensors[0].dtype)
-        torch_._foreach_mul_(self.tensors, scalar)
+        _torch.foreach_mul_(self.tensors, scalar)
         return self
 
 
 def apply_grouped(
-    rule: Rule, updates: list[Update], options: dict[str, Any], group: dict[str, Any]
+    rule: UpdateRule,
+    updates: list[Update],
+    options: dict[str, Any],
+    group: dict[str, Any],
 ) -> list[Update]:
-    """Apply a rule where grouping pays, as the group's flags ask; returns the others.
+    """Apply a rule where grouping pays, as the group's flags ask.
 
-    `options` are the rule's keyword arguments, `group` the optimizer's group with its
-    flags `foreach`, `fused` and `differentiable`.
+    Args:
+        rule: The update rule.
+        updates: What it is applied to.
+        options: The rule's keyword arguments.
+        group: The optimizer's group, with its flags foreach, fused, differentiable.
+
+    Returns:
+        The updates that are left, to be made one by one.
     """
     if not _are_independent(updates, options, group):
         return updates
@@ -122,7 +130,7 @@ def _is_one_pass(options: dict[str, Any]) -> bool:
 
 
 def _apply_in_blocks(
-    rule: Rule, updates: list[Update], options: dict[str, Any]
+    rule: UpdateRule, updates: list[Update], options: dict[str, Any]
 ) -> None:
     """Apply the rule to small tensors together, and to large ones part by part."""
     if _num_elements(updates) <= BLOCK:
@@ -154,7 +162,9 @@ def _cut(updates: list[Update], options: dict[str, Any]) -> Iterator[Update]:
             )
 
 
-def _apply_together(rule: Rule, block: list[Update], options: dict[str, Any]) -> None:
+def _apply_together(
+    rule: UpdateRule, block: list[Update], options: dict[str, Any]
+) -> None:
     if len(block) == 1:
         rule(*block[0], **options)
     elif block:
@@ -171,7 +181,7 @@ def _apply_fused(updates: list[Update], options: dict[str, Any]) -> list[Update]
         (runs if _is_one_run(update) else rest).append(update)
     if runs:
         params, grads, bufs = map(list, zip(*runs, strict=True))
-        torch_._fused_sgd_(
+        _torch.fused_sgd_(
             params,
             grads,
             bufs if options["momentum"] else [],

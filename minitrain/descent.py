@@ -49,10 +49,6 @@ def descend(
 ) -> Trajectory:
     """Walk down a scalar function of R^n: theta <- theta - lr * grad f(theta).
 
-    `function` maps a tensor of shape (n,) to one with a single element. The numbers are
-    float64, or of the dtype of a `start` that is a tensor. The options are `SGD`'s but
-    for weight decay, which descends another function, f + weight_decay / 2 |theta|^2.
-
     A walk that diverges ends early, at the first step where theta, f or grad f is not
     finite or exceeds `LARGEST`, or where f is the highest so far for the `NUM_RISES`th
     time in a row. On x^2 + y^2 that is every lr > 1, even if only a little larger.
@@ -63,8 +59,17 @@ def descend(
     >>> descend(paraboloid, (3, 4), lr=1.1, steps=30).diverged
     10
 
-    Raises ValueError where start is not a vector or f not finite there, or steps < 1;
-    and as `gradient` and `SGD` do.
+    Args:
+        function: Maps a tensor of shape (n,) to one with a single element.
+        start: Where the walk starts, shape (n,). All numbers are float64, or of the
+            dtype of a start that is a tensor.
+        lr, momentum, dampening, nesterov: As of `SGD`. Weight decay is left out: with
+            it the walk descends another function, f + weight_decay / 2 |theta|^2.
+        steps: The number of updates.
+
+    Raises:
+        ValueError: start is not a vector, f is not finite there, or steps < 1; or as
+            `gradient` and `SGD` do.
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}: must be at least 1")

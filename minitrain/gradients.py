@@ -20,18 +20,24 @@ ScalarFunction = Callable[..., Tensor]
 
 
 def gradient(f: ScalarFunction) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-    """The function that maps x to grad f(x) = (df/dx1, ..., df/dxn).
-
-    f takes one tensor or several and returns a tensor with one element. The gradient
-    has the shape of the input; of several inputs it is a tuple with one tensor each.
+    """Return the function that maps x to grad f(x) = (df/dx1, ..., df/dxn).
 
     >>> gradient(lambda p: (p**2).sum())(torch.tensor([3.0, 4.0]))
     tensor([6., 8.])
     >>> gradient(lambda x, y: x * y)(torch.tensor(3.0), torch.tensor(4.0))
     (tensor(4.), tensor(3.))
 
-    Raises TypeError where an input is not a real floating point tensor or f returns no
-    tensor, and ValueError where f(x) is not a scalar or does not depend on an input.
+    Args:
+        f: Takes one tensor or several, and returns a tensor with one element.
+
+    Returns:
+        A function of the same inputs: the gradient, in the shape of the input, or of
+        several inputs a tuple with one tensor each.
+
+    Raises:
+        TypeError: When it is called: an input is not a real floating point tensor, or f
+            returns no tensor.
+        ValueError: When it is called: f(x) is not a scalar, or does not depend on x.
     """
 
     def grad_f(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -45,15 +51,16 @@ def gradient(f: ScalarFunction) -> Callable[..., Tensor | tuple[Tensor, ...]]:
 
 
 def directional_derivative(f: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
-    """The rate at which f changes at x along v: D_v f(x) = grad f(x) . v, a 0-d tensor.
+    """Return the rate at which f changes at x along v, a 0-d tensor.
 
-    For |v| = 1 it is the slope of f in the direction v.
+    D_v f(x) = grad f(x) . v; for |v| = 1 it is the slope of f in the direction v.
 
     >>> f = lambda p: (p**2).sum()
     >>> directional_derivative(f, torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0]))
     tensor(6.)
 
-    Raises ValueError where v has another shape than x, and as `gradient` does.
+    Raises:
+        ValueError: v has another shape than x, or as `gradient` does.
     """
     _check_same_shape(x, v)
     return (_gradient_of_one(f, x) * v).sum()
@@ -67,15 +74,13 @@ class SteepestAscent(NamedTuple):
 
 
 def steepest_ascent(f: ScalarFunction, x: Tensor) -> SteepestAscent:
-    """The unit direction in which f rises fastest, and how fast it rises that way.
+    """Return the unit direction in which f rises fastest, and its slope.
 
     direction = grad f / |grad f|,  slope = |grad f|. At a stationary point no direction
     rises: the slope is 0 and the direction the zero vector.
 
     >>> steepest_ascent(lambda p: (p**2).sum(), torch.tensor([3.0, 4.0]))
     SteepestAscent(direction=tensor([0.6000, 0.8000]), slope=tensor(10.))
-
-    Raises as `gradient` does.
     """
     grad = _gradient_of_one(f, x)
     slope = torch.linalg.vector_norm(grad)
@@ -85,7 +90,7 @@ def steepest_ascent(f: ScalarFunction, x: Tensor) -> SteepestAscent:
 def finite_difference_gradient(
     f: ScalarFunction, x: Tensor, *, h: float | None = None
 ) -> Tensor:
-    """The gradient from the definition of the partial derivative, one at a time.
+    """Return the gradient by the definition of the partial derivative, one at a time.
 
     df/dx_i = lim_{h -> 0} (f(x + h e_i) - f(x - h e_i)) / (2 h), at a small finite h.
     The default h is cbrt(eps) max(1, |x_i|), where the error of the central difference,
@@ -95,7 +100,8 @@ def finite_difference_gradient(
     >>> finite_difference_gradient(f, torch.tensor([3.0, 4.0], dtype=torch.float64))
     tensor([6.0000, 8.0000], dtype=torch.float64)
 
-    Raises ValueError where h is not positive or too small to move x, and as `gradient`.
+    Raises:
+        ValueError: h is not positive, or too small to move x; or as `gradient` does.
     """
     if h is not None and not h > 0:
         raise ValueError(f"h = {h}: the step of a finite difference must be positive")
@@ -127,7 +133,7 @@ class GradientCheck(NamedTuple):
 def check_gradient(
     f: ScalarFunction, x: Tensor, *, h: float | None = None
 ) -> GradientCheck:
-    """How far the gradient g of autograd is from that of finite differences, d.
+    """Measure how far the gradient g of autograd is from that of finite differences, d.
 
     max_i |g_i - d_i| / max(|g_i|, |d_i|, s), where s = cbrt(eps) max(1, |f(x)|) is the
     size below which a finite difference has no relative accuracy of its own. In float64
@@ -136,8 +142,6 @@ def check_gradient(
     >>> check = check_gradient(lambda p: (p**3).sum(), torch.ones(2).double())
     >>> check.relative_difference < 1e-8
     True
-
-    Raises as `gradient` and `finite_difference_gradient` do.
     """
     exact = _gradient_of_one(f, x)
     approximate = finite_difference_gradient(f, x, h=h)
@@ -154,7 +158,7 @@ def check_gradient(
 
 
 def hessian_vector_product(f: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
-    """How the gradient of f at x changes along v: H v, where H_ij = d^2f/dx_i dx_j.
+    """Return how the gradient of f changes along v: H v, with H_ij = d^2f/dx_i dx_j.
 
     H v = grad (grad f . v), two backward passes and never the matrix H (Pearlmutter,
     Fast exact multiplication by the Hessian, 1994). It has the shape of x.
@@ -163,7 +167,8 @@ def hessian_vector_product(f: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
     >>> hessian_vector_product(f, torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0]))
     tensor([2., 0.])
 
-    Raises ValueError where v has another shape than x, and as `gradient` does.
+    Raises:
+        ValueError: v has another shape than x, or as `gradient` does.
     """
     _check_same_shape(x, v)
     (leaf,) = _leaves([x])

@@ -27,7 +27,7 @@ class RandomStates:
         self._which = [] if device.type == "mps" else [device]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The states by type of device."""
+        """Return the states by type of device."""
         states = {"cpu": torch.get_rng_state()}
         if self._generators is not None:
             state = self._generators.get_rng_state(*self._which)

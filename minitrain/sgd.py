@@ -1,17 +1,15 @@
 """Stochastic gradient descent: the update rule, and the bookkeeping around it."""
 
-import functools
-import math
-import sys
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from minitrain import _torch
 from minitrain.blocks import Update, apply_grouped
+from minitrain.rule import check_options
 from minitrain.vector import ParameterVector, Theta
 
 
@@ -27,7 +25,7 @@ def sgd_update(
     nesterov: bool = False,
     maximize: bool = False,
 ) -> Tensor | None:
-    """Walk one step against the gradient, in place; returns the momentum buffer.
+    """Walk one step against the gradient, in place.
 
     theta <- theta - lr * grad L(theta), and with every option, line by line:
 
@@ -37,13 +35,20 @@ def sgd_update(
         g <- g + momentum * b if nesterov else b     only with momentum
         theta <- theta - lr * g
 
-    All tensors have the shape of `param`; `lr` and `weight_decay` are numbers or
-    tensors with one element. `grad` is never written to.
-
     >>> theta = torch.tensor([3.0, 4.0])
     >>> _ = sgd_update(theta, grad=2 * theta, buf=None, lr=0.1)
     >>> theta
     tensor([2.4000, 3.2000])
+
+    Args:
+        param: theta, of any shape.
+        grad: g, the gradient, of the same shape. It is never written to.
+        buf: b, the momentum buffer, of the same shape; None where there is none yet.
+        lr, weight_decay: Numbers, or tensors with one element.
+        momentum, dampening, nesterov, maximize: See the lines above.
+
+    Returns:
+        The momentum buffer, or without momentum what was given.
 
     Source: torch.optim.SGD and Sutskever et al., On the importance of initialization
     and momentum in deep learning, 2013 (whose buffer holds lr * b instead of b).
@@ -71,39 +76,38 @@ def sgd_update(
     return buf
 
 
-# With what torch's type stubs leave out.
-torch_: Any = torch
-
-
 class SGD(Optimizer):
     """Stochastic gradient descent on a list of parameters, or on a `ParameterVector`.
 
-    `sgd_update` states the rule. The arguments, the state and its `state_dict` are
-    those of `torch.optim.SGD`, and so are the results, to the last bit, by its plain
-    path `foreach=False`.
-
-    foreach  False applies the rule to one tensor after the other. Otherwise, on the
-             CPU, small tensors are updated together and large ones part by part, which
-             is faster and changes no bit.
-    fused    True asks for one pass over memory: on the CPU by torch's fused kernel,
-             which rounds in other places. With
-             m = momentum |b| + |1 - dampening| |g| + weight_decay |theta| a step
-             differs by at most 4 eps m in b and 4 eps (|theta| + 2 lr (m + |g|)) in
-             theta, where eps is the dtype's, 1.2e-7 in float32.
+    `sgd_update` states the rule. Arguments, state and `state_dict` are those of
+    `torch.optim.SGD`, and so are the results, to the last bit, with `foreach=False`.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> optimizer = SGD(ParameterVector(model), lr=0.1, momentum=0.9)
     >>> model(torch.ones(2)).sum().backward()
     >>> optimizer.step()
 
-    Where torch's SGD errs this one does not: a gradient is never written to; a state
-    dict is copied when it is loaded, and refused where a buffer has the wrong shape; a
-    tensor lr is not shared by several groups; in differentiable mode the first momentum
-    buffer keeps its gradient; and the options of every group are checked.
+    Where torch's SGD errs this one does not: a gradient is never written to; a loaded
+    state is copied, and refused where a buffer has the wrong shape; a tensor lr is not
+    shared by several groups; in differentiable mode the first momentum buffer keeps its
+    gradient; and the options of every group are checked.
 
-    Raises ValueError where lr, momentum or weight_decay is negative or not finite, or
-    nesterov lacks momentum or has dampening; RuntimeError where fused is combined with
-    foreach or differentiable; and as `torch.optim.Optimizer` does for the parameters.
+    Args:
+        params: Parameters, groups of them, or a `ParameterVector`.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: See `sgd_update`.
+        foreach: False applies the rule to one tensor after the other. Otherwise, on the
+            CPU, small tensors are updated together and large ones part by part, which
+            is faster and changes no bit.
+        differentiable: Whether gradients flow through the update.
+        fused: True asks for one pass over memory: on the CPU by torch's fused kernel,
+            which rounds in other places. With
+            m = momentum |b| + |1 - dampening| |g| + weight_decay |theta| a step differs
+            by at most 4 eps m in b and 4 eps (|theta| + 2 lr (m + |g|)) in theta, where
+            eps is the dtype's, 1.2e-7 in float32.
+
+    Raises:
+        ValueError: An option is impossible, see `minitrain.rule.check_options`.
+        RuntimeError: fused is combined with foreach or differentiable.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html
     """
@@ -133,9 +137,9 @@ class SGD(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
-        _check_options(defaults)
-        # Parameters whose buffer exists but has seen no gradient yet.
+        _check(defaults)
         self._blank: set[Tensor] = set()
+        """Parameters whose buffer exists but has seen no gradient yet."""
         super().__init__(params, defaults)
         if fused and differentiable:
             raise RuntimeError("fused=True does not support differentiable=True")
@@ -145,8 +149,8 @@ class SGD(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own; the others are the defaults."""
         if isinstance(param_group, dict):
-            _check_options(self.defaults | param_group)
-        _as_written(Optimizer.add_param_group)(self, param_group)
+            _check(self.defaults | param_group)
+        _torch.without_guard(Optimizer.add_param_group)(self, param_group)
         self._separate_lrs()
 
     def _separate_lrs(self) -> None:
@@ -157,12 +161,17 @@ class SGD(Optimizer):
                 group["lr"] = group["lr"].clone()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient; returns the closure's result.
+        """Update every parameter that has a gradient.
 
-        A closure computes the loss and its gradients anew, before the update.
+        Args:
+            closure: Computes the loss and its gradients anew, before the update.
 
-        Raises RuntimeError, and changes nothing, where weight decay meets a sparse
-        gradient, or where a `ParameterVector` was cut off from its module.
+        Returns:
+            What the closure returns.
+
+        Raises:
+            RuntimeError: Weight decay meets a sparse gradient, or a `ParameterVector`
+                was cut off from its module. Nothing has changed.
         """
         loss = None
         if closure is not None:
@@ -175,35 +184,12 @@ class SGD(Optimizer):
                 self._apply(group, updates)
         return loss
 
-    @staticmethod
-    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """torch's wrapper of `step`, where a profiler or more than a pre-hook is there.
-
-        It takes longer than the update of a small model.
-        """
-        watched = Optimizer.profile_hook_step(func)
-
-        @functools.wraps(func)
-        def step(self: "SGD", *args: Any, **kwargs: Any) -> Any:
-            if (
-                self._optimizer_step_post_hooks
-                or torch_optimizer._global_optimizer_pre_hooks
-                or torch_optimizer._global_optimizer_post_hooks
-                or torch_.autograd._profiler_enabled()
-            ):
-                return watched(self, *args, **kwargs)
-            for hook in [*self._optimizer_step_pre_hooks.values()]:
-                changed = hook(self, (self, *args), kwargs)
-                if changed is not None:
-                    (_, *rest), kwargs = changed
-                    args = tuple(rest)
-            return func(self, *args, **kwargs)
-
-        return step
+    profile_hook_step = staticmethod(_torch.call_hooks_if_any)
 
     def _apply(self, group: dict[str, Any], updates: list[Update]) -> None:
         options = {name: group[name] for name in _RULE_OPTIONS}
-        options["lr"] = _as_scalar(group["lr"])
+        lr = group["lr"]
+        options["lr"] = lr.squeeze() if isinstance(lr, Tensor) and lr.dim() else lr
         for param, grad, old_buf in apply_grouped(sgd_update, updates, options, group):
             buf = sgd_update(param, grad, old_buf, **options)
             if old_buf is None and group["momentum"] != 0:
@@ -212,7 +198,7 @@ class SGD(Optimizer):
                     self._note_whether_blank(param, grad, group["lr"])
 
     def _collect(self, group: dict[str, Any]) -> list[Update]:
-        """What is to be updated: every parameter that has a gradient.
+        """Find what is to be updated: every parameter that has a gradient.
 
         All buffers are looked up before the first update, as in torch: a parameter
         listed twice finds no buffer twice.
@@ -225,8 +211,8 @@ class SGD(Optimizer):
                 continue
             if has_decay and grad.is_sparse:
                 raise RuntimeError(
-                    f"parameter {i} has a sparse gradient: weight decay would make it "
-                    "dense; put the parameter into a group with weight_decay=0"
+                    f"parameter {i} has a sparse gradient, which weight decay would "
+                    "make dense: put it into a group with weight_decay=0"
                 )
             buf = None
             # Without momentum the state stays untouched: a look-up would create it.
@@ -236,9 +222,10 @@ class SGD(Optimizer):
         return updates
 
     def _note_whether_blank(self, param: Tensor, grad: Tensor, lr: Any) -> None:
-        """torch.distributed.checkpoint fills an empty state by a step with zero
-        gradients and lr = 0. A buffer that this makes counts as absent, so that the
-        first real gradient is not dampened.
+        """Count a buffer as absent that a step with lr = 0 made of a zero gradient.
+
+        torch.distributed.checkpoint fills an empty state by such a step, and the first
+        real gradient must not be dampened.
         """
         self._blank.discard(param)
         # torch.compile would break its graph here, for every parameter anew.
@@ -259,24 +246,21 @@ class SGD(Optimizer):
         for vector in vectors:
             vector.zero_grad()
         if len(vectors) < sum(len(group["params"]) for group in self.param_groups):
-            _as_written(Optimizer.zero_grad)(self, set_to_none and not vectors)
+            _torch.without_guard(Optimizer.zero_grad)(self, set_to_none and not vectors)
 
     def state_dict(self) -> dict[str, Any]:
-        """Momentum buffers and options, in torch's form."""
-        return _as_written(Optimizer.state_dict)(self)
+        """Return momentum buffers and options, in torch's form."""
+        return _torch.without_guard(Optimizer.state_dict)(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from the state of this or torch's SGD; the state is copied.
 
-        Raises ValueError, and changes nothing, where groups or shapes do not match.
+        Raises:
+            ValueError: Groups or shapes do not match. Nothing has changed.
         """
         before = self.__getstate__()
-        copies = {
-            key: {name: _copied(value) for name, value in state.items()}
-            for key, state in state_dict["state"].items()
-        }
-        state_dict = state_dict | {"state": copies}
-        _as_written(Optimizer.load_state_dict)(self, state_dict)
+        state_dict = state_dict | {"state": _copied(state_dict["state"])}
+        _torch.without_guard(Optimizer.load_state_dict)(self, state_dict)
         for g, group in enumerate(self.param_groups):
             for i, param in enumerate(group["params"]):
                 buf = self.state.get(param, {}).get("momentum_buffer")
@@ -295,54 +279,23 @@ class SGD(Optimizer):
         self._blank = set()  # unless the state is a copy's, which brings its own
         super().__setstate__(state)
         for group in self.param_groups:  # of a checkpoint older than these options
-            group.setdefault("nesterov", False)
-            group.setdefault("maximize", False)
+            for name in ("nesterov", "maximize", "differentiable", "fused"):
+                group.setdefault(name, False)
             group.setdefault("foreach", None)
-            group.setdefault("differentiable", False)
-            group.setdefault("fused", False)
         self._separate_lrs()
 
 
-_RULE_OPTIONS = (
-    "momentum",
-    "dampening",
-    "weight_decay",
-    "nesterov",
-    "maximize",
-)
+_RULE_OPTIONS = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
 
 
-def _as_written(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of torch's Optimizer without the guard that torch.compile may need.
-
-    The guard imports torch._dynamo when it is first passed, which takes longer than
-    training a small network. Whatever compiles has imported it before.
-    """
-    if "torch._dynamo" in sys.modules:
-        return method
-    return getattr(method, "__wrapped__", method)
-
-
-def _check_options(options: dict[str, Any]) -> None:
+def _check(options: dict[str, Any]) -> None:
     lr = options["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"lr has shape {tuple(lr.shape)}: a tensor lr has one element")
-    for name in ("lr", "momentum", "weight_decay"):
-        value = options[name]
-        number = value.detach() if isinstance(value, Tensor) else value
-        if not 0 <= number < math.inf:
-            raise ValueError(f"{name} = {value}: must be finite and not negative")
-    momentum, dampening = options["momentum"], options["dampening"]
-    if options["nesterov"] and (momentum <= 0 or dampening != 0):
-        raise ValueError(
-            "nesterov needs momentum > 0 and dampening = 0, "
-            f"got momentum = {momentum}, dampening = {dampening}"
-        )
-
-
-def _as_scalar(value: float | Tensor) -> float | Tensor:
-    return value.squeeze() if isinstance(value, Tensor) and value.dim() else value
+        raise ValueError(f"lr has shape {tuple(lr.shape)}: it must have one element")
+    check_options(_copied(options))
 
 
 def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
     return value.detach().clone() if isinstance(value, Tensor) else value

@@ -9,15 +9,15 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, nullcontext
-from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from minitrain.batches import Batch, Epochs, epoch_of
 from minitrain.norms import clip_factor, grad_norms, norm
+from minitrain.watcher import UNWATCHED, Watcher
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """loss(outputs, targets), the mean over the samples of a batch: a 0-d tensor."""
@@ -67,63 +67,6 @@ class NotFiniteError(ArithmeticError):
             f"step {step} is not finite, {where}: loss {loss:.4g}, "
             f"|grad L| {grad_norm:.4g}, lr {lr:.4g}"
         )
-
-
-class Watch(Protocol):
-    """One step, while a watcher watches it."""
-
-    @property
-    def readings(self) -> Mapping[str, float]:
-        """What was read of the step, complete when it is over."""
-        ...
-
-    def before_update(
-        self, loss: float, num_samples: int, clip_factor: float | None
-    ) -> None:
-        """Look at the complete gradient, before the update uses it.
-
-        Args:
-            loss: The mean loss of the step's batch.
-            num_samples: The samples in the batch.
-            clip_factor: What clipping multiplied the gradient by; None without any.
-        """
-        ...
-
-
-class Watcher(Protocol):
-    """Somebody who watches the steps of a training, and never changes them."""
-
-    def step(
-        self,
-        number: int,
-        loss_of: Callable[[], Tensor],
-        *,
-        is_last: bool = False,
-        autocast: torch.dtype | None = None,
-    ) -> AbstractContextManager[Watch]:
-        """Enclose a step, from before its gradients are reset to after its update.
-
-        Args:
-            number: The step, from 1.
-            loss_of: Computes the mean loss of the step's batch in full precision.
-            is_last: Whether it is the last step of the training.
-            autocast: The dtype of the step's own forward pass, where it is another.
-        """
-        ...
-
-
-class _Unwatched:
-    """The watcher, and the watch of every step, where nobody watches."""
-
-    readings: Mapping[str, float] = MappingProxyType({})
-
-    def step(self, *_: object, **__: object) -> AbstractContextManager[Watch]:
-        return nullcontext(self)
-
-    def before_update(
-        self, loss: float, num_samples: int, clip_factor: float | None
-    ) -> None:
-        pass
 
 
 def train(
@@ -188,7 +131,7 @@ def train(
             raise ValueError(f"{name} = {value}: must be at least 1")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm = {clip_norm}: must be positive")
-    watcher = watcher or _Unwatched()
+    watcher = watcher or UNWATCHED
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     device = next(model.parameters()).device
     model.train()

@@ -34,9 +34,11 @@ class ParameterVector:
     Lay the vector out last, after the module was moved and cast: `module.to(...)` gives
     the parameters new memory, which `check` then reports.
 
-    Raises ValueError where the module has no trainable parameter, or where they differ
-    in dtype or device. Where a loss computed by the module is still waiting for its
-    backward pass, a RuntimeError is raised here or, at the latest, there.
+    Raises:
+        ValueError: The module has no trainable parameter, or they differ in dtype or
+            device.
+        RuntimeError: A loss computed by the module is still waiting for its backward
+            pass. It is raised here or, at the latest, there.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -79,7 +81,7 @@ class ParameterVector:
         return ParameterVector, (self.module,)
 
     def split(self, flat: Tensor) -> list[Tensor]:
-        """The parts of a vector of shape (n,) as views in the parameters' shapes.
+        """Return the parts of a vector of shape (n,), views in the parameters' shapes.
 
         >>> vector = ParameterVector(nn.Linear(2, 1))
         >>> vector.split(torch.tensor([1.0, 2.0, 3.0]))
@@ -97,7 +99,8 @@ class ParameterVector:
         To be called instead of `module.zero_grad()`, which replaces the gradients by
         None and so cuts them off from the vector; here they are joined to it again.
 
-        Raises RuntimeError where a parameter itself is no longer a view of theta.
+        Raises:
+            RuntimeError: A parameter itself is no longer a view of theta.
         """
         self._check_parameters(range(len(self._parameters)))
         self._grad.zero_()
@@ -113,8 +116,9 @@ class ParameterVector:
         happens to a whole module is noticed at once, what happens to a single one of a
         thousand parameters some calls later.
 
-        Raises RuntimeError with the parameter's name where one was moved, cast or
-        replaced, or where its gradient is no view of theta.grad any more.
+        Raises:
+            RuntimeError: A parameter, named, was moved, cast or replaced, or its
+                gradient is no view of theta.grad any more.
         """
         if self.theta.grad is not self._grad:
             raise RuntimeError(

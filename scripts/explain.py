@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 
 from minitrain.experiment.settings import Settings
 from minitrain.explain import arithmetic, worked
+from minitrain.rule import Rule
 from minitrain.system.errors import SettingsError
 from minitrain.system.terminal import exit_code
 
@@ -107,7 +108,7 @@ def explain_walk(asked: Explain) -> int:
 
     example, k = EXAMPLES[asked.source], asked.step
     start = example.start if asked.start is None else asked.start
-    rule = worked.Rule(asked.lr or example.lr, asked.momentum)
+    rule = Rule(asked.lr or example.lr, asked.momentum)
     if len(start) != 2:
         raise SettingsError(f"start = {start}: must be two numbers, x and y")
     around = walk(example, rule, start, k)
@@ -123,12 +124,10 @@ def explain_walk(asked: Explain) -> int:
     return conclude(agrees)
 
 
-def show(
-    rule: worked.Rule, held: worked.Held, form: arithmetic.Format, name: str
-) -> bool:
+def show(rule: Rule, held: worked.Held, form: arithmetic.Format, name: str) -> bool:
     """Print the example; whether all of its lines agree."""
-    print("\n".join(worked.textbook(rule, held, form, name)))
-    return all(line.agrees for line in worked.worked(rule, held, form, name))
+    print("\n".join(worked.write_example(rule, held, form, name)))
+    return all(line.agrees for line in worked.work_out(rule, held, form, name))
 
 
 def conclude(agrees: bool) -> int:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from minitrain.evaluation import Evaluation
 from minitrain.experiment.reading import to_toml
-from minitrain.experiment.settings import Config, OptimizerSettings
+from minitrain.experiment.settings import Config
 from minitrain.instruments.findings import Finding, Findings
+from minitrain.rule import Rule, equation
 from minitrain.runs.board import Board
 from minitrain.runs.summary import Summary
 from minitrain.runs.tags import FINDINGS
@@ -27,30 +28,6 @@ CHARTS = {
     "Cost": ["cost/.*"],
 }
 """What the dashboard opens on: a chart each, with the tags on it."""
-
-
-def equation(optimizer: OptimizerSettings) -> str:
-    """The update rule with the numbers of these settings.
-
-    >>> print(equation(OptimizerSettings(lr=0.1, momentum=0.9, weight_decay=0.01)))
-    g <- grad L(theta)
-    g <- g + 0.01 theta
-    b <- 0.9 b + g                  (b <- g at the first step)
-    theta <- theta - lr b           (lr at most 0.1)
-    """
-    lines, direction = ["g <- grad L(theta)"], "g"
-    if optimizer.weight_decay:
-        lines.append(f"g <- g + {optimizer.weight_decay:g} theta")
-    if optimizer.momentum:
-        share = f"{1 - optimizer.dampening:g} g" if optimizer.dampening else "g"
-        buffer = f"b <- {optimizer.momentum:g} b + {share}"
-        lines.append(f"{buffer:<31} (b <- g at the first step)")
-        direction = "b"
-    if optimizer.nesterov:
-        direction = f"(g + {optimizer.momentum:g} b)"
-    update = f"theta <- theta - lr {direction}"
-    lines.append(f"{update:<31} (lr at most {optimizer.lr:g})")
-    return "\n".join(lines)
 
 
 @contextmanager
@@ -100,7 +77,9 @@ def dashboard(
             board.layout(CHARTS)
             board.text("run/data", f"Trained on **{config.data.name}**.")
             board.text("run/settings", f"```\n{to_toml(config)}```")
-            board.text("run/equation", f"```\n{equation(config.optimizer)}\n```")
+            rule = Rule(clip_norm=config.clip_norm, **config.optimizer.model_dump())
+            text = equation(rule, is_largest_lr=config.schedule.name != "constant")
+            board.text("run/equation", f"```\n{text}\n```")
             metrics = ["accuracy/test", "loss/test"]
             board.start_hparams(folder.name, _hparams(config), metrics)
         succeeded = False

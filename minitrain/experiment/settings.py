@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from minitrain.rule import check_nesterov
 from minitrain.system.errors import SettingsError
 
 
@@ -107,11 +108,7 @@ class OptimizerSettings(Settings):
 
     @model_validator(mode="after")
     def _nesterov_is_possible(self) -> Self:
-        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
-            raise ValueError(
-                "nesterov needs momentum > 0 and dampening = 0, got "
-                f"momentum = {self.momentum}, dampening = {self.dampening}"
-            )
+        check_nesterov(self.nesterov, self.momentum, self.dampening)
         return self
 
 

@@ -15,9 +15,11 @@ from torch import Tensor
 from minitrain.descent import descend
 from minitrain.experiment.build import prepare
 from minitrain.experiment.reading import changes, from_toml, read
-from minitrain.explain.worked import Held, Rule
+from minitrain.explain.worked import Held
 from minitrain.fingerprint import fingerprint
 from minitrain.functions import Example
+from minitrain.norms import clip_factor
+from minitrain.rule import Rule
 from minitrain.runs import checkpoint
 from minitrain.runs.checkpoint import Checkpoint
 from minitrain.sgd import sgd_update
@@ -117,10 +119,8 @@ def replay(
     )._replace(grad=grads[-1])
     if rule.clip_norm is not None:
         norm = before.new_tensor(made.grad_norm)
-        beside = torch.zeros_like(norm)
-        beside.grad = torch.ones_like(norm)  # what clipping makes of a 1
-        torch.nn.utils.clip_grads_with_norm_([beside], rule.clip_norm, norm)
-        held = held._replace(norm=norm.item(), factor=beside.grad.item())
+        factor = clip_factor(norm, rule.clip_norm)
+        held = held._replace(norm=norm.item(), factor=factor.item())
     equal = None
     if same is not None:
         own = fingerprint(parts.model.state_dict(), parts.optimizer.state_dict())

@@ -22,8 +22,9 @@ from minitrain.experiment.reading import read
 from minitrain.experiment.settings import Config
 from minitrain.explain import replay
 from minitrain.explain.arithmetic import FLOAT32, FLOAT64
-from minitrain.explain.worked import Held, Rule, textbook, worked
+from minitrain.explain.worked import Held, work_out, write_example
 from minitrain.norms import norm
+from minitrain.rule import Rule
 from minitrain.runs import checkpoint
 from minitrain.sgd import sgd_update
 from minitrain.system.terminal import exit_code
@@ -241,7 +242,7 @@ def test_no_line_of_the_rule_is_off_by_more_than_1_ulp(
     for i in range(501):
         around = (theta, grad, buf, new_buf, new_theta)
         held = replay.look(rule, *around, lambda x, i=i: x[i].item())
-        lines = worked(rule, held, form)
+        lines = work_out(rule, held, form)
         assert len(lines) == 3 + nesterov and all(line.agrees for line in lines)
         worst = max(worst, *(line.ulps for line in lines))
     assert 0 < worst <= 1  # rounding is seen
@@ -266,16 +267,16 @@ def test_two_ulp_are_told() -> None:
         norm=16.0,
         factor=0.0625,
     )
-    lines = worked(rule, held)
+    lines = work_out(rule, held)
     assert [line.ulps for line in lines[1:]] == [0] * 5
     ulp = float(FLOAT32.ulp(4.0))  # of the largest number in the last line
     for steps, word in [(1, "1 ulp off"), (2, "WRONG: 2 ulp off, the formula gives")]:
         off = held._replace(new_theta=1.75 + steps * ulp)
-        assert worked(rule, off)[-1].agrees == (steps < 2)
-        assert f"[{word}" in "\n".join(textbook(rule, off))
+        assert work_out(rule, off)[-1].agrees == (steps < 2)
+        assert f"[{word}" in "\n".join(write_example(rule, off))
     for field, at in {"decayed": 2, "new_buf": 3, "direction": 4}.items():
         wrong = {field: getattr(held, field) + 3 * ulp}
-        assert not worked(rule, held._replace(**wrong))[at].agrees, field
+        assert not work_out(rule, held._replace(**wrong))[at].agrees, field
 
 
 @pytest.mark.parametrize("fault", ["weight_decay", "momentum", "lr"])

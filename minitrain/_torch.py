@@ -1,0 +1,56 @@
+"""What minitrain takes of torch beneath its public names, each with the reason.
+
+They stand here alone, so that a new release of torch is checked in one place. All are
+there from torch 2.10 to 2.14.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.optim.optimizer as torch_optimizer
+from torch.optim.optimizer import Optimizer
+
+_torch: Any = torch  # whose type stubs leave these names out
+
+# One call for many tensors, as torch's own optimizers make it.
+foreach_neg = _torch._foreach_neg
+foreach_add = _torch._foreach_add
+foreach_add_ = _torch._foreach_add_
+foreach_mul_ = _torch._foreach_mul_
+fused_sgd_ = _torch._fused_sgd_
+
+
+def without_guard(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method of torch's Optimizer without the guard for torch.compile.
+
+    The guard imports torch._dynamo when it is first passed, which takes longer than
+    training a small network. Whatever compiles has imported it before.
+    """
+    if "torch._dynamo" in sys.modules:
+        return method
+    return getattr(method, "__wrapped__", method)
+
+
+def call_hooks_if_any(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `Optimizer.step` as torch does, where a hook or a profiler is there.
+
+    torch's wrapper records every step for a profiler, which takes longer than the
+    update of a small model: 5 % of a training step of the default network.
+    """
+    hooked = Optimizer.profile_hook_step(func)
+
+    @functools.wraps(func)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        is_watched = (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+            or _torch.autograd._profiler_enabled()
+        )
+        return (hooked if is_watched else func)(self, *args, **kwargs)
+
+    return wrapper
