@@ -237,10 +237,9 @@ class SGD(Optimizer):
         return [param.vector for param in params if type(param) is Theta]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients.
+        """Forget all gradients; that of a `ParameterVector` is set to zero in place.
 
-        That of a `ParameterVector` is set to zero in place, never to None: the module's
-        own gradients are views of it.
+        It is never None: the module's own gradients are views of it.
         """
         vectors = self._vectors()
         for vector in vectors:
