@@ -51,7 +51,7 @@ class NotFiniteError(ArithmeticError):
     """Loss or gradient of a step is infinite or NaN, and its update was not made."""
 
     def __init__(
-        self, *, step: int, loss: float, grad_norm: float, lr: float, parameter: str
+        self, step: int, loss: float, grad_norm: float, parameter: str, lr: float
     ) -> None:
         self.step = step
         """The step, from 1, that was not made: the parameters are those before it."""
@@ -122,13 +122,7 @@ def train(
         NotFiniteError: Loss or gradient is infinite or NaN; the update was not made.
         ValueError: An epoch yields no batch, or an argument is out of range.
     """
-    for name, value in {
-        "epochs": epochs,
-        "accumulate": accumulate,
-        "measure_every": measure_every,
-    }.items():
-        if value < 1:
-            raise ValueError(f"{name} = {value}: must be at least 1")
+    _check_at_least_1(epochs=epochs, accumulate=accumulate, measure_every=measure_every)
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm = {clip_norm}: must be positive")
     watcher = watcher or UNWATCHED
@@ -147,10 +141,13 @@ def train(
             is_last = ends_epoch and epoch == epochs
             num_samples = sum(len(targets) for _, targets in window)
             batch = (model, window, loss_fn, device)
-            loss_of = functools.partial(_mean_loss, *batch)
-            with watcher.step(
-                number, loss_of, is_last=is_last, autocast=autocast
-            ) as watch:
+            watching = watcher.step(
+                number,
+                functools.partial(_mean_loss, *batch),
+                is_last=is_last,
+                autocast=autocast,
+            )
+            with watching as watch:
                 optimizer.zero_grad()
                 loss = _backward(*batch, autocast)
                 grads = _grads_of(optimizer)
@@ -161,13 +158,8 @@ def train(
                 # The step's only wait for the device, where it does not clip.
                 loss_value, norm_value, *each = torch.cat(values).tolist()
                 if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-                    raise NotFiniteError(
-                        step=number,
-                        loss=loss_value,
-                        grad_norm=norm_value,
-                        lr=_lr_of(optimizer),
-                        parameter=_first_not_finite(trainable),
-                    )
+                    found = loss_value, norm_value, _first_not_finite(trainable)
+                    raise NotFiniteError(number, *found, _lr_of(optimizer))
                 factor = None
                 if clip_norm is not None:
                     factor = _clip(grads, clip_factor(total, clip_norm))
@@ -250,6 +242,12 @@ def _windows(batches: Iterable[Batch], size: int) -> Iterator[tuple[list[Batch],
         upcoming = list(itertools.islice(iterator, size))
         yield window, not upcoming
         window = upcoming
+
+
+def _check_at_least_1(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} = {value}: must be at least 1")
 
 
 def _grads_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
