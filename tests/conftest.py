@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import keep_few_digits
+from harness.runs import keep_few_digits
 
 from minitrain.system.signals import SIGNALS
 
