@@ -15,7 +15,7 @@ import minitrain.sgd
 from minitrain.batches import Batches
 from minitrain.experiment import build, builtin, runner
 from minitrain.experiment.reading import read
-from minitrain.experiment.settings import Config
+from minitrain.experiment.settings import Config, DataSettings
 from minitrain.explain import replay
 from minitrain.explain.arithmetic import FLOAT32, FLOAT64
 from minitrain.explain.worked import Held, work_out, write_example
@@ -355,7 +355,9 @@ def test_errors_are_for_people(tmp_path, explain: Explain) -> None:
 
 
 def test_missing_data_is_told(tmp_path, explain: Explain, monkeypatch) -> None:
-    run = Config(run_dir=tmp_path, data={"name": "mnist", "root": tmp_path / "none"})
+    run = Config(
+        run_dir=tmp_path, data=DataSettings(name="mnist", root=tmp_path / "none")
+    )
     (tmp_path / "config.toml").write_text(
         f"[data]\nname = 'mnist'\nroot = '{run.data.root}'\n"
     )
