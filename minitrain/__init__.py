@@ -63,6 +63,8 @@ _HOMES = {
     "train": "training",
 }
 
-__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
-__getattr__, __dir__ = lazily(__name__, _HOMES)
+if not TYPE_CHECKING:  # whose readers know the names above, and no others
+    __all__ = sorted(_HOMES)
+    __getattr__, __dir__ = lazily(__name__, _HOMES)
+
 __version__ = "0.2.0"

@@ -1,12 +1,8 @@
-"""Train a network: python scripts/train.py [EXPERIMENT.toml] [--key VALUE ...]"""
+"""Train a network: python scripts/train.py [EXPERIMENT] [--key VALUE ...]"""
 
 import sys
-import time
 
-STARTED = time.perf_counter()
-
-from minitrain.cli.train import main  # noqa: E402
-from minitrain.system.terminal import exit_code  # noqa: E402
+from minitrain.cli import run
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(sys.argv[1:], program="train.py", started=STARTED)))
+    sys.exit(run("train", sys.argv[1:], program="train.py"))

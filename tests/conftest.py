@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import keep_few_digits
+from harness.runs import keep_few_digits
 
 from minitrain.system.signals import SIGNALS
 
@@ -25,7 +25,7 @@ def mnist_root() -> Path:
     """The folder with the real MNIST, named by $MINITRAIN_DATA.
 
     Without it the tests on MNIST are skipped, with the reason shown; where
-    $MINITRAIN_REQUIRE_MNIST is set, as in the checks of every submission, they fail.
+    $MINITRAIN_REQUIRE_MNIST is set, as by `.ci/run`, they fail.
     """
     root = os.environ.get("MINITRAIN_DATA")
     if root and (Path(root) / "MNIST").is_dir():

@@ -1,23 +1,15 @@
-"""Gradient descent on functions of R^n: the walk, the picture, and the script."""
+"""Gradient descent on functions of R^n: the walk, the functions, and the picture."""
 
 import cmath
 import functools
-import importlib.util
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from io import BytesIO
-from pathlib import Path
-from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from harness.pictures import assert_is_a_picture
 from torch import Tensor
 
 from minitrain.descent import LARGEST, NUM_RISES, Trajectory, descend
@@ -33,10 +25,6 @@ from minitrain.functions import (
 from minitrain.gradients import check_gradient, gradient
 from minitrain.pictures import descent as pictures_descent
 from minitrain.pictures.descent import draw_descent
-from minitrain.system.terminal import exit_code
-
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "scripts" / "descend.py"
 
 each_example = pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
 
@@ -291,13 +279,6 @@ def draw(example: Example, trajectory: Trajectory) -> bytes:
     )
 
 
-def assert_is_a_picture(png: bytes) -> None:
-    assert png.endswith(b"IEND\xaeB`\x82")
-    image = Image.open(BytesIO(png)).convert("RGB")
-    assert min(image.size) > 400 and max(image.size) < 1500
-    assert len(image.getcolors(maxcolors=2**24) or []) > 50
-
-
 @each_example
 def test_arrows_are_the_gradients_on_equal_axes(
     example: Example, monkeypatch: pytest.MonkeyPatch
@@ -369,181 +350,3 @@ def test_functions_of_ones_own(
     seen = descend(function, torch.tensor([2.0, 3.0]), lr=0.1, steps=20)
     window = (-2.0, 2.0, -2.0, 2.0)
     assert_is_a_picture(draw_descent(function, seen, title="own", window=window))
-
-
-# The script
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("descend", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], int]:
-    """Run the script in this process, in an empty folder; the exit code."""
-
-    def run(arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["descend.py", *arguments.split()])
-        try:
-            return exit_code(script.main)
-        except SystemExit as exit:
-            assert isinstance(exit.code, int)
-            return exit.code
-
-    monkeypatch.chdir(tmp_path)
-    return run
-
-
-def in_a_process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def test_names_are_those_of_the_functions(script: ModuleType):
-    assert get_args(script.Name) == tuple(EXAMPLES)
-
-
-def test_help_does_not_wait_for_torch(tmp_path: Path):
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['descend.py', '--help']\n"
-        "try:\n"
-        f"    runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
-        "finally:\n"
-        "    assert not {'torch', 'matplotlib', 'tensorboard'} & set(sys.modules)\n"
-    )
-    done = in_a_process("-c", code, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in EXAMPLES)
-
-
-def test_a_whole_run(tmp_path: Path):
-    command = ["paraboloid", "--start", "3", "4", "--lr", "0.1", "--steps", "30"]
-    done = in_a_process(str(SCRIPT), *command, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
-    assert lines[:3] == [
-        "step          x          y       value      df/dx      df/dy    |grad|",
-        "   0     3.0000     4.0000      25.000     6.0000     8.0000    10.000",
-        "   1     2.4000     3.2000      16.000     4.8000     6.4000    8.0000",
-    ]
-    assert len({len(line) for line in lines[:32]}) == 1 and len(lines[0]) <= 80
-    assert lines[33].startswith("Arrived near the minimum (0, 0) after 30 steps")
-
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert re.fullmatch(r"descend-paraboloid-\d{8}-\d{6}", folder.name)
-    png = (folder / "descent.png").read_bytes()
-    assert_is_a_picture(png)
-    assert all(
-        str(path.relative_to(tmp_path)) in done.stdout for path in folder.iterdir()
-    )
-
-    events = EventAccumulator(str(folder)).Reload()
-    values = [(event.step, event.value) for event in events.Scalars("value")]
-    norms = [event.value for event in events.Scalars("grad_norm/global")]
-    assert values[:2] == [(0, 25), (1, 16)] and norms[:2] == [10, 8]
-    assert len(values) == len(norms) == 31
-    assert events.Images("descent")[0].encoded_image_string == png
-    (text,) = events.Tensors("run/equation/text_summary")
-    (markdown,) = text.tensor_proto.string_val
-    assert "theta <- theta - lr * grad f(theta)" in markdown.decode()
-    assert "(2.4, 3.2) = (3, 4) - 0.1 * (6, 8)" in markdown.decode()
-
-
-def test_divergence_is_told_with_all_that_is_finite(
-    run: Callable[[str], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    assert run("paraboloid --lr 1.1 --run-dir here") == 6
-    out, err = capsys.readouterr()
-    assert "Diverged at step 10: lr = 1.1 is too large" in err
-    assert len(out.splitlines()) == 1 + 10 + 2 and "inf" not in out
-    assert_is_a_picture((tmp_path / "here" / "descent.png").read_bytes())
-    assert run("paraboloid --lr 1e300 --run-dir there") == 6
-    assert run("saddle --steps 1000") == 6
-    assert "falls for ever" in capsys.readouterr().err
-
-
-def test_every_run_has_a_folder_of_its_own(
-    run: Callable[[str], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    assert run("bowl --steps 3") == run("bowl --steps 3 --lr 0.1 --start 0 1") == 0
-    first, second = (tmp_path / "runs").iterdir()
-    out = capsys.readouterr().out
-    assert out.count("Not arrived after 3 steps") == 2
-    assert "Try more --steps" in out and "Try a smaller --lr" in out
-    assert run(f"bowl --steps 3 --run-dir {first}") == 7
-    assert "is not empty" in capsys.readouterr().err
-    assert len(list(first.iterdir())) == len(list(second.iterdir())) == 2
-    (tmp_path / "file").touch()
-    assert run("bowl --steps 3 --run-dir file") == 5
-    assert "is a file" in capsys.readouterr().err
-
-
-def test_equation_is_the_first_step_for_all_options(
-    script: ModuleType, run: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
-):
-    texts: list[str] = []
-    monkeypatch.setattr(script, "keep", lambda *arguments: texts.append(arguments[-1]))
-    monkeypatch.setattr(Path, "glob", lambda *_: ["events"])
-    run("paraboloid --momentum 0.5 --nesterov --steps 1")
-    assert "theta <- theta - lr * (grad f(theta) + momentum * b)" in texts[0]
-    assert "(2.1, 2.8) = (3, 4) - 0.1 * (9, 12)" in texts[0]
-    run("paraboloid --momentum 0.5 --steps 1")
-    assert "theta <- theta - lr * b" in texts[1]
-    assert "(2.4, 3.2) = (3, 4) - 0.1 * (6, 8)" in texts[1]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("", "required"),
-        ("plane", "invalid choice 'plane'"),
-        ("bowl --speed 3", "--speed"),
-        ("bowl --start 3", "start: (3.0,) must be two numbers"),
-        ("bowl --start 3 4 5", "start: (3.0, 4.0, 5.0) must be two numbers"),
-        ("bowl --start", "start: () must be two numbers"),
-        ("bowl --start 3 nan", "start.1 = nan: must be a finite number"),
-        ("bowl --start inf 3", "start.0 = inf: must be a finite number"),
-        ("bowl --start 1e300 0", "start = [1e+300, 0.0]: f or its gradient"),
-        ("bowl --lr 0", "lr = 0.0: must be greater than 0"),
-        ("bowl --lr -0.1", "lr = -0.1: must be greater than 0"),
-        ("bowl --lr nan", "lr = nan: must be a finite number"),
-        ("bowl --lr inf", "lr = inf: must be a finite number"),
-        ("bowl --lr fast", "--lr: could not convert string to float: 'fast'"),
-        ("bowl --steps 0", "steps = 0: must be greater than or equal to 1"),
-        ("bowl --steps 2.5", "'2.5'"),
-        ("bowl --momentum -1", "momentum = -1.0: must be greater than or equal to 0"),
-        ("bowl --nesterov", "nesterov: needs momentum > 0"),
-    ],
-)
-def test_bad_settings_end_with_2_and_leave_no_trace(
-    arguments: str,
-    message: str,
-    run: Callable[[str], int],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-):
-    assert run(f"{arguments} --run-dir new") == 2
-    out, err = capsys.readouterr()
-    assert out == "" and message in " ".join(err.replace("│", "").split())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_bad_settings_in_a_process(tmp_path: Path):
-    done = in_a_process(str(SCRIPT), "bowl", "--lr", "-1", cwd=tmp_path)
-    message = "error: lr = -1.0: must be greater than 0\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
-    assert list(tmp_path.iterdir()) == []

@@ -68,9 +68,8 @@ def test_gradient_of_several_inputs_is_a_tuple():
 
 def test_value_with_one_element_is_a_scalar():
     x = point(3)
-    assert torch.equal(
-        gradient(lambda x: x[:1].view(1, 1))(x), torch.eye(3).double()[0]
-    )
+    grad = gradient(lambda x: x[:1].view(1, 1))(x)
+    assert isinstance(grad, Tensor) and grad.tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -90,7 +89,7 @@ def test_inputs_and_parameters_stay_untouched(requires_grad):
         finite_difference_gradient(f, x),
         hessian_vector_product(f, x, before),
     ):
-        assert not result.requires_grad
+        assert isinstance(result, Tensor) and not result.requires_grad
     assert check_gradient(f, x).relative_difference < 1e-7
     assert x.requires_grad is requires_grad and weight.grad is None
     assert torch.equal(x, before) and torch.equal(x.grad, torch.ones_like(x))
@@ -99,7 +98,8 @@ def test_inputs_and_parameters_stay_untouched(requires_grad):
 def test_works_where_gradients_are_switched_off():
     x = point(2)
     with torch.no_grad():
-        assert torch.equal(gradient(paraboloid)(x), 2 * x)
+        grad = gradient(paraboloid)(x)
+        assert isinstance(grad, Tensor) and torch.equal(grad, 2 * x)
         assert torch.equal(hessian_vector_product(paraboloid, x, x), 2 * x)
         assert not torch.is_grad_enabled()
 

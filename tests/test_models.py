@@ -166,6 +166,8 @@ def test_fast_cnn_is_strided_convolutions_and_a_normalized_hidden_layer():
     model, images = FastCNN().double(), torch.randn(5, 1, 28, 28).double()
     first, second = (m for m in model.convolutions if isinstance(m, nn.Conv2d))
     hidden, norm, _, last = model.head
+    assert isinstance(hidden, nn.Linear) and isinstance(last, nn.Linear)
+    assert isinstance(norm, nn.BatchNorm1d)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     x = convolution(images, first).clamp(min=0)

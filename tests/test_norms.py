@@ -38,7 +38,7 @@ def test_the_norm_of_strided_and_sparse_tensors() -> None:
     x = torch.randn(30, 40)
     exact = x.double().norm().item()
     sparse = torch.sparse_coo_tensor(
-        [[0, 0]], torch.tensor([3.0, 1.0]), (5,), check_invariants=True
+        torch.tensor([[0, 0]]), torch.tensor([3.0, 1.0]), (5,), check_invariants=True
     )
     assert norm(x.t()).item() == pytest.approx(exact, rel=2e-7)
     assert norm(sparse).item() == 4  # two entries of one element add up

@@ -43,7 +43,7 @@ def test_the_lines_computed_one_by_one_are_the_update(options, has_buffer) -> No
     new_buf = sgd_update(theta, grad, buf, lr=0.5, **options)
     assert torch.equal(values["theta"], theta)
     if options["momentum"]:
-        assert torch.equal(values["b"], new_buf)
+        assert new_buf is not None and torch.equal(values["b"], new_buf)
     else:
         assert new_buf is buf
 

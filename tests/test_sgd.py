@@ -80,7 +80,8 @@ def snapshot(optimizer: Optimizer) -> dict[str, Tensor]:
         for name, value in found.items():
             if value is not None:
                 flat = value.detach().to_dense() if value.is_sparse else value.detach()
-                parts = p.vector.split(flat) if hasattr(p, "vector") else [flat]
+                vector = getattr(p, "vector", None)
+                parts = [flat] if vector is None else vector.split(flat)
                 tensors |= {f"{name} {i + j}": part for j, part in enumerate(parts)}
     return tensors
 
@@ -388,6 +389,7 @@ class GlobalFirstStep:
 def aliased_buffer(param, grad, buf, **options):
     """Trap 3: a first buffer that is the gradient, not a copy of it."""
     new = sgd_update(param, grad, buf, **options)
+    assert new is not None
     return grad if buf is None and torch.equal(new, grad) else new
 
 

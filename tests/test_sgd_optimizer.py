@@ -110,11 +110,12 @@ def test_bad_parameters_raise_what_torch_raises(optimizer_class, params, error):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay"])
-def test_numbers_must_be_finite_in_every_group(name, value):
+def test_numbers_must_be_finite_in_every_group(name: str, value: Any):
     """torch takes NaN, and in a group anything: defect D5, trap 6."""
+    as_tensor: dict[str, Any] = {name: torch.tensor(value)}
     for call in (
         lambda: SGD([theta()], **{name: value}),
-        lambda: SGD([theta()], **{name: torch.tensor(value)}),
+        lambda: SGD([theta()], **as_tensor),
         lambda: SGD([{"params": [theta()], name: value}]),
     ):
         with pytest.raises(ValueError, match=f"{name} = .* finite and not negative"):
@@ -217,12 +218,13 @@ def test_states_are_exchanged_in_mid_run(make_lr, options):
     """Each goes on from the other's state, which brings its options with it."""
     ours, theirs = twins(lambda: two_groups(torch.float32, options, make_lr))
     assert first_difference(ours, theirs, give_gradients, range(1, 26)) is None
-    heirs = []
-    for optimizer_class, old, other in ((SGD, ours, theirs), (TorchSGD, theirs, ours)):
-        heir = optimizer_class([{"params": g["params"]} for g in old.param_groups])
-        heir.load_state_dict(through_a_file(other.state_dict()))
-        heirs.append(heir)
-    assert first_difference(*heirs, give_gradients, range(26, 51)) is None
+    our_heir, their_heir = (
+        optimizer_class([{"params": g["params"]} for g in old.param_groups])
+        for optimizer_class, old in ((SGD, ours), (TorchSGD, theirs))
+    )
+    our_heir.load_state_dict(through_a_file(theirs.state_dict()))
+    their_heir.load_state_dict(through_a_file(ours.state_dict()))
+    assert first_difference(our_heir, their_heir, give_gradients, range(26, 51)) is None
 
 
 @each("options", OPTIONS)

@@ -58,6 +58,11 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
+def gradient_of(vector: ParameterVector) -> Tensor:
+    assert vector.theta.grad is not None
+    return vector.theta.grad
+
+
 def assert_is_view(part: Tensor, flat: Tensor, whole: Tensor) -> None:
     """`part` and `flat` are the same memory, inside that of `whole`."""
     assert part.data_ptr() == flat.data_ptr()
@@ -73,10 +78,12 @@ def test_theta_holds_each_trainable_parameter_once_and_in_order():
     assert vector.names == NAMES  # tied weights once, frozen ones not at all
     assert list(vector) == [vector.theta]
     assert vector.theta.shape == (sum(p.numel() for p in trainable(network)),)
-    parts, gradients = vector.split(vector.theta), vector.split(vector.theta.grad)
+    whole = gradient_of(vector)
+    parts, gradients = vector.split(vector.theta), vector.split(whole)
     for p, part, gradient in zip(trainable(network), parts, gradients, strict=True):
         assert_is_view(p, part, vector.theta)
-        assert_is_view(p.grad, gradient, vector.theta.grad)
+        assert p.grad is not None
+        assert_is_view(p.grad, gradient, whole)
 
 
 def test_laying_out_changes_neither_values_nor_strides_nor_objects():
@@ -118,14 +125,14 @@ def test_gradient_is_one_vector():
     """The gradients of a plain network, one after the other as theta has them."""
     network, vector = laid_out()
     twin, images = copy.deepcopy(network), draw_images()
-    gradient = vector.theta.grad
+    gradient = gradient_of(vector)
     for accumulated in (1, 2):
         for module in (network, twin):
             module(images).square().sum().backward()
         assert vector.theta.grad is gradient
         parts = vector.split(gradient)
         for part, p in zip(parts, trainable(twin), strict=True):
-            assert torch.equal(part, p.grad), accumulated
+            assert p.grad is not None and torch.equal(part, p.grad), accumulated
     vector.zero_grad()
     assert vector.theta.grad is gradient and not gradient.any()
 

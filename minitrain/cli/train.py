@@ -1,5 +1,6 @@
-"""Train a network: minitrain train [EXPERIMENT.toml] [--key VALUE ...]"""
+"""Train a network: minitrain train [EXPERIMENT] [--key VALUE ...]"""
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,14 @@ if TYPE_CHECKING:
     from minitrain.experiment.settings import Config
 
 
-def main(arguments: Sequence[str], *, program: str, started: float) -> int:
+def main(arguments: Sequence[str], program: str) -> int:
     """Train as the command line says; return the exit code.
 
     Args:
         arguments: The command line after the name of the command.
         program: What the command is called in its help.
-        started: When the process started, by `time.perf_counter()`.
     """
+    started = time.perf_counter()
     stop = Stop().install()  # before the imports that take long
     from minitrain.experiment.reading import parse
 
@@ -28,6 +29,11 @@ def train(
     config: "Config", started: float | None = None, stop: Stop | None = None
 ) -> int:
     """Train as the settings say; return the exit code.
+
+    Args:
+        config: The settings.
+        started: When the program started, by `time.perf_counter()`; by default now.
+        stop: Knows of signals that ask the training to end.
 
     Raises:
         DivergedError: Loss or gradient was not finite.

@@ -18,5 +18,6 @@ if TYPE_CHECKING:
 
 _HOMES = {"Config": "settings", "load": "runner", "run": "runner"}
 
-__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
-__getattr__, __dir__ = lazily(__name__, _HOMES)
+if not TYPE_CHECKING:  # whose readers know the names above, and no others
+    __all__ = sorted(_HOMES)
+    __getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -4,12 +4,14 @@ import functools
 import stat
 import tomllib
 from collections.abc import Sequence
+from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 import tyro
 
+from minitrain.experiment.catalog import find, shipped
 from minitrain.experiment.settings import Config, Settings, keys
 from minitrain.system.errors import SettingsError
 
@@ -17,15 +19,15 @@ MAX_BYTES = 1_000_000
 """Of a settings file: more than any has, and less than anybody has to wait for."""
 
 
-def parse(arguments: Sequence[str], program: str = "train.py") -> Config:
-    """The settings of a command line `[EXPERIMENT.toml] [--key VALUE ...]`.
+def parse(arguments: Sequence[str], program: str = "train") -> Config:
+    """The settings of a command line `[EXPERIMENT] [--key VALUE ...]`.
 
     Raises SettingsError with key, value and rule, or exits with code 2 where the
     command line itself cannot be read, and with 0 after `--help`.
     """
     defaults = Config()
     if arguments and not arguments[0].startswith("-"):
-        defaults, arguments = read(Path(arguments[0])), arguments[1:]
+        defaults, arguments = read(find(arguments[0])), arguments[1:]
     config = _command_line(arguments, defaults, program)
     kept = config.run_dir / "config.toml" if config.resume and config.run_dir else None
     if kept is not None and kept.exists() and defaults == Config():
@@ -35,8 +37,13 @@ def parse(arguments: Sequence[str], program: str = "train.py") -> Config:
 
 
 def _command_line(arguments: Sequence[str], defaults: Config, program: str) -> Config:
-    program = f"{program} [EXPERIMENT.toml]"
-    return tyro.cli(Config, args=arguments, default=defaults, prog=program)
+    return tyro.cli(
+        Config,
+        args=arguments,
+        default=defaults,
+        prog=f"{program} [EXPERIMENT]",
+        description=f"{getdoc(Config)}\n\nWith minitrain come {', '.join(shipped())}.",
+    )
 
 
 def read(path: Path) -> Config:

@@ -160,8 +160,10 @@ class InstrumentSettings(Settings):
 class Config(Settings):
     """Train a network by stochastic gradient descent and log how it went.
 
-    An EXPERIMENT.toml can stand first: a file with the settings below, which flags
-    override. Without arguments a multilayer perceptron is trained on MNIST.
+    An EXPERIMENT can stand first: a TOML file with the settings below, which flags
+    override. It is given by its path, or where this has no extension and no slash, it
+    is an experiment that comes with minitrain. Without arguments a multilayer
+    perceptron is trained on MNIST.
     """
 
     run_dir: PrintablePath | None = None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, SupportsFloat
 
 from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
@@ -66,8 +66,8 @@ class Board:
             self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._file.flush()
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the scalars of a step, as one event."""
+    def log(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+        """Write the scalars of a step, as one event; a tensor of one element is one."""
         scalars = [
             Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()
         ]

@@ -3,14 +3,16 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from io import TextIOWrapper
 from typing import TextIO
 
-from tqdm import tqdm
-
 from minitrain.system.errors import MinitrainError, Stopped, StorageError
+
+BUG = 70
+"""The exit code after an error that nobody foresaw."""
 
 # Control characters, which act on a terminal, as what stands for them in Python.
 _ESCAPES = {
@@ -24,23 +26,30 @@ def warn(line: str) -> None:
         print(line.translate(_ESCAPES), file=sys.stderr)
 
 
-def exit_code(main: Callable[[], int]) -> int:
-    """Run a script; an error for people is printed, and its exit code returned.
+def exit_code(main: Callable[[], int], debug: bool = False) -> int:
+    """Run a command; print what went wrong, and return the exit code.
 
-    With `--debug` on the command line it is raised instead, with its traceback.
+    Args:
+        main: The command, which returns its exit code.
+        debug: Raise errors, with their traceback, instead of printing them.
+
+    Returns:
+        What `main` returns; the exit code of an error for people, 128 and its number
+        after a signal, 0 where nobody reads the output any more, and `BUG` after any
+        other error, whose traceback is printed.
     """
     _open_streams()
     try:
         return main()
     except MinitrainError as error:
-        if "--debug" in sys.argv:
+        if debug:
             raise
         warn(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:  # whoever reads the output, `head` perhaps, has seen enough
         return 0
     except OSError as error:
-        if "--debug" in sys.argv:
+        if debug:
             raise
         warn(f"error: reading or writing failed: {error}")
         return StorageError.exit_code
@@ -48,6 +57,12 @@ def exit_code(main: Callable[[], int]) -> int:
         return 128 + stopped.number
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except Exception:
+        if debug:
+            raise
+        with suppress(OSError):
+            traceback.print_exc()
+        return BUG
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:
@@ -73,6 +88,8 @@ def discard(stream: TextIO) -> None:
 
 def say(line: str) -> None:
     """Print a line above the progress bar; a reader who has left stops no training."""
+    from tqdm import tqdm  # takes longer to import than a short answer should
+
     try:
         tqdm.write(line)
         sys.stdout.flush()  # into a pipe, too: "saved" is told when it is true

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from harness import command, contents, points, start, verified
+from harness.runs import command, contents, points, start, verified
 
 from minitrain.experiment import runner
 from minitrain.experiment.reading import parse

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from harness import PANEL, SCRIPT, contents, points
+from harness.runs import PANEL, SCRIPT, contents, points
 
 from minitrain.cli.train import train as train_command
 from minitrain.experiment import build, runner

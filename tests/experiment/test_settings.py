@@ -14,6 +14,7 @@ import pytest
 
 from minitrain import schedules
 from minitrain.experiment import builtin
+from minitrain.experiment.catalog import shipped
 from minitrain.experiment.reading import parse, read, to_toml
 from minitrain.experiment.settings import (
     Config,
@@ -356,7 +357,7 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]):
     shown = capsys.readouterr().out
     assert caught.value.code == 0
     assert [key for key in keys(Config().model_dump()) if f"--{key}" not in shown] == []
-    assert "EXPERIMENT.toml" in shown
+    assert "EXPERIMENT" in shown and all(name in shown for name in shipped())
 
 
 # The real command

@@ -1,25 +1,21 @@
 """The worked example: its numbers are the run's, and a wrong one is told."""
 
 import hashlib
-import importlib.util
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from harness.commands import exit_code_of
 from torch import nn
 
 import minitrain.sgd
 from minitrain.batches import Batches
-from minitrain.datasets import digits
 from minitrain.experiment import build, builtin, runner
 from minitrain.experiment.reading import read
-from minitrain.experiment.settings import Config
+from minitrain.experiment.settings import Config, DataSettings
 from minitrain.explain import replay
 from minitrain.explain.arithmetic import FLOAT32, FLOAT64
 from minitrain.explain.worked import Held, work_out, write_example
@@ -27,43 +23,21 @@ from minitrain.norms import norm
 from minitrain.rule import Rule
 from minitrain.runs import checkpoint
 from minitrain.sgd import sgd_update
-from minitrain.system.terminal import exit_code
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "explain.py"
 NAME, INDEX = "layers.0.weight", (64, 400)  # in the middle, where there is ink
 
 Explain = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache whose `digits` are few."""
-    root = tmp_path_factory.mktemp("data")
-    digits.digits(root, num_train=640, num_test=200)
-    (file,) = (root / "minitrain").iterdir()
-    file.rename(file.with_name(f"digits-60000-10000-v{digits.VERSION}.pt"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINITRAIN_DATA", str(root))
-        yield
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("explain_script", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+pytestmark = pytest.mark.usefixtures("few_digits")
 
 
 @pytest.fixture
-def explain(script, monkeypatch, capsys) -> Explain:
-    """The script in this process: exit code, output and error of some arguments."""
+def explain(capsys) -> Explain:
+    """The command in this process: exit code, output and error of some arguments."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["explain.py", *map(str, arguments)])
         capsys.readouterr()
-        code = exit_code(script.main)
+        code = exit_code_of("explain", *arguments)
         return code, *capsys.readouterr()
 
     return call
@@ -381,7 +355,9 @@ def test_errors_are_for_people(tmp_path, explain: Explain) -> None:
 
 
 def test_missing_data_is_told(tmp_path, explain: Explain, monkeypatch) -> None:
-    run = Config(run_dir=tmp_path, data={"name": "mnist", "root": tmp_path / "none"})
+    run = Config(
+        run_dir=tmp_path, data=DataSettings(name="mnist", root=tmp_path / "none")
+    )
     (tmp_path / "config.toml").write_text(
         f"[data]\nname = 'mnist'\nroot = '{run.data.root}'\n"
     )
@@ -394,17 +370,3 @@ def test_missing_data_is_told(tmp_path, explain: Explain, monkeypatch) -> None:
         tmp_path, "--step", 1, "--parameter", NAME, "--index", 1, 2
     )
     assert code == 3 and "mnist" in error.lower()
-
-
-def test_help_does_not_import_torch() -> None:
-    code = (
-        "import runpy, sys\n"
-        "sys.argv = ['explain.py', '--help']\n"
-        "try:\n"
-        f"    runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
-        "finally:\n"
-        "    assert 'torch' not in sys.modules\n"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "paraboloid" in done.stdout, done.stderr

@@ -45,7 +45,7 @@ def kinds_of(changes: dict[str, Any], **options: Any) -> list[str]:
     """
     run, kinds = findings(**options), []
     for step in range(1, 21):
-        values = HEALTHY | {"loss/train": 2.3 * 0.85 ** (step - 1)}
+        values: dict[str, Any] = HEALTHY | {"loss/train": 2.3 * 0.85 ** (step - 1)}
         for tag, change in changes.items():
             values[tag] = change(step) if callable(change) else change
         if step % 5 == 0:
@@ -188,7 +188,7 @@ def test_a_run_that_is_continued_finds_what_it_would_have_found(at: int) -> None
 @pytest.fixture
 def run(tmp_path, monkeypatch: pytest.MonkeyPatch):
     """Two epochs of ten steps on digits, with a reading at every step."""
-    from harness import PANEL, keep_few_digits
+    from harness.runs import PANEL, keep_few_digits
 
     keep_few_digits(tmp_path / "data")
     monkeypatch.setenv("MINITRAIN_DATA", str(tmp_path / "data"))

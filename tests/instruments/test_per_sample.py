@@ -267,7 +267,7 @@ def tied() -> nn.Module:
 
 def hooked() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 4))
-    model[0].weight.register_hook(lambda g: g * torch.eye(4))
+    next(model.parameters()).register_hook(lambda g: g * torch.eye(4))
     return model
 
 
@@ -409,7 +409,7 @@ def test_a_kept_watcher_sees_what_trains_now() -> None:
 
 
 def test_hooks_are_removed_whatever_happens() -> None:
-    model = MLP()
+    model, outputs = MLP(), torch.tensor(0.0)
     with pytest.raises(KeyboardInterrupt), PerSampleNorms(model).watch():
         outputs = model(torch.randn(2, 1, 28, 28))
         assert list(hooks_of(model))

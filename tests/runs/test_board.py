@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]: protobuf makes it
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from torch import nn
 
@@ -90,7 +90,8 @@ def test_everything_about_a_training_is_one_run(tmp_path: Path) -> None:
 
     def plugin(tag: str):
         content = accumulator.SummaryMetadata(tag).plugin_data.content
-        return plugin_data_pb2.HParamsPluginData.FromString(content)
+        message = plugin_data_pb2.HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
+        return message.FromString(content)
 
     start = plugin(metadata.SESSION_START_INFO_TAG).session_start_info
     assert start.hparams["lr"].number_value == 0.1

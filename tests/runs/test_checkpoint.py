@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import verified
+from harness.runs import verified
 
 from minitrain.fingerprint import fingerprint
 from minitrain.runs.checkpoint import listed, load, newest, rotate, save

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from minitrain.datasets import digits
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 
 
 def keep_few_digits(root: Path) -> None:

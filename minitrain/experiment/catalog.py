@@ -1,0 +1,45 @@
+"""The experiments that come with minitrain, by name."""
+
+import difflib
+from pathlib import Path
+
+import minitrain
+from minitrain.system.errors import SettingsError
+
+
+def find(experiment: str) -> Path:
+    """Return the file of an experiment.
+
+    Args:
+        experiment: The path of a file, which has an extension or a slash, or else the
+            name of an experiment that comes with minitrain. What it means does not
+            depend on what lies in the working directory.
+
+    Raises:
+        SettingsError: There is no file and no experiment of this name.
+    """
+    known, path = shipped(), Path(experiment)
+    if experiment in known:
+        return known[experiment]
+    if path.suffix or path.name != experiment:
+        if path.stem in known and not path.exists():
+            raise SettingsError(
+                f"cannot read {path}: there is no such file; the experiment that comes "
+                f"with minitrain is called {path.stem}"
+            )
+        return path
+    near = difflib.get_close_matches(experiment, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise SettingsError(
+        f"there is no experiment {experiment!r}{hint}\nThese come with minitrain: "
+        f"{', '.join(known)}.\nA file of your own is given by a path with an extension "
+        f"or a slash, such as {experiment}.toml or ./{experiment}."
+    )
+
+
+def shipped() -> dict[str, Path]:
+    """The files of all experiments that come with minitrain, by name."""
+    package = Path(minitrain.__file__).parent
+    installed, cloned = package / "experiments", package.parent / "experiments"
+    folder = installed if installed.is_dir() else cloned
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}

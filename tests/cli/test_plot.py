@@ -1,0 +1,72 @@
+"""The command that draws runs side by side."""
+
+from pathlib import Path
+
+import pytest
+from harness.commands import exit_code_of
+from harness.pictures import assert_is_a_picture
+
+from minitrain.cli.plot import read_curves
+from minitrain.pictures import runs as pictures_runs
+from minitrain.runs.board import Board
+
+STEPS = [0, 1, 10]
+
+
+@pytest.fixture
+def two_runs(tmp_path: Path) -> list[Path]:
+    """Folders of one name, with other numbers in each."""
+    folders = [tmp_path / side / "run" for side in ("a", "b")]
+    for number, folder in enumerate(folders, 1):
+        with Board(folder) as board:
+            for step in STEPS:
+                values = {"loss/train": number / (1 + step), "grad_norm/global": 2.0}
+                board.log(step, values)
+            board.log(STEPS[-1], {"accuracy/test": 0.5})
+    return folders
+
+
+def test_curves_are_those_that_were_logged(two_runs: list[Path]) -> None:
+    assert read_curves(two_runs[1]) == {
+        "loss/train": (STEPS, pytest.approx([2, 1, 2 / 11], rel=1e-7)),
+        "grad_norm/global": (STEPS, [2, 2, 2]),
+        "accuracy/test": ([10], [0.5]),
+    }
+
+
+def test_every_run_is_drawn_under_its_name(
+    two_runs: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Its folder's, or its path where two folders have one name."""
+    names: list[list[str]] = []
+    draw_runs = pictures_runs.draw_runs
+
+    def draw(curves: dict) -> bytes:
+        names.append(list(curves))
+        return draw_runs(curves)
+
+    monkeypatch.setattr(pictures_runs, "draw_runs", draw)
+    output = tmp_path / "new" / "curves.png"
+    assert exit_code_of("plot", *two_runs, "--output", output) == 0
+    assert exit_code_of("plot", two_runs[0], "--output", output) == 0
+    assert names == [[str(run) for run in two_runs], ["run"]]
+    assert capfd.readouterr().out == f"wrote {output}\n" * 2
+    assert_is_a_picture(output.read_bytes())
+
+
+@pytest.mark.parametrize("words", [["empty"], []])
+def test_without_curves_nothing_is_written(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert exit_code_of("plot", *words, "--output", "curves.png") == 2
+    told = "empty holds no TensorBoard scalars" if words else "no run is named"
+    assert capfd.readouterr().err.startswith(f"error: {told}")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
