@@ -18,7 +18,8 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from minitrain import SGD, Batches, ParameterVector, data, evaluate, train
+from minitrain import SGD, Batches, ParameterVector, evaluate, train
+from minitrain.experiment.builtin import load_data
 from minitrain.instruments.cadence import Cadence
 from minitrain.instruments.findings import Findings
 from minitrain.instruments.panel import Panel
@@ -184,7 +185,7 @@ def healthy_runs() -> dict[str, Run]:
 
 @functools.cache
 def examples(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dataset = data.load(name)
+    dataset = load_data(name)
     train_inputs, test_inputs = (
         dataset.inputs(dataset.train),
         dataset.inputs(dataset.test),

@@ -27,9 +27,10 @@ class Dataset:
 
     @functools.cached_property
     def mean_std(self) -> tuple[float, float]:
-        """Mean and standard deviation of all pixels of the training images.
+        """The mean and the standard deviation of all pixels of the training images.
 
-        From exact counts of the 256 values, so that they are the same on every machine.
+        They come from exact counts of the 256 values, so that they are the same on
+        every machine.
         """
         counts = torch.bincount(self.train.images.flatten(), minlength=256).double()
         values = torch.arange(256, dtype=torch.float64)
@@ -38,7 +39,15 @@ class Dataset:
         return mean, math.sqrt(variance)
 
     def inputs(self, examples: Examples, device: torch.device | str = "cpu") -> Tensor:
-        """The images for a model: (x - mean) / std, shape (N, 1, 28, 28), float32."""
+        """Return images as a model takes them, (x - mean) / std.
+
+        Args:
+            examples: Of this data set.
+            device: Where the result lies.
+
+        Returns:
+            The images, shape (N, 1, 28, 28), float32.
+        """
         mean, std = self.mean_std
         images = examples.images.to(device, torch.float32)
         return images.sub_(mean).div_(std).unsqueeze(1)

@@ -15,57 +15,58 @@ from torch.nn import functional
 from minitrain.datasets.cache import cached
 from minitrain.datasets.dataset import Dataset, Examples
 
-VERSION = 1  # to be raised when the images change: copies of them are kept
+VERSION = 1
+"""To be raised when the images change: copies of them are kept."""
 
+SIZE = 28
+"""Pixels along each side of an image, as in MNIST."""
 
-SIZE = 28  # pixels along each side of an image, as in MNIST
+PIXEL = 2 / SIZE
+"""One pixel in the coordinates of grid_sample, from -1 to 1 along each side."""
 
+HANDS = ("0123456789", "0IZ345678q")
+"""What each hand writes for 0 to 9: the second borrows letters from the font."""
 
-PIXEL = 2 / SIZE  # one pixel in grid_sample's coordinates, from -1 to 1 on each side
+CANVAS = 2 * SIZE
+"""Glyphs are drawn at twice the size: this gives outlines to half a pixel."""
 
-
-HANDS = ("0123456789", "0IZ345678q")  # the second hand borrows letters from the font
-
-
-CANVAS = 2 * SIZE  # glyphs are drawn at twice the size: outlines to half a pixel
-
-
-FONT_SIZE = 48  # makes a digit 33 high on the canvas: 16 or 17 of the 28 pixels
-
+FONT_SIZE = 48
+"""Makes a digit 33 high on the canvas: 16 or 17 of the 28 pixels."""
 
 # The bounds of uniform distributions: no draw is extreme, so every digit stays legible.
-ROTATION = 0.2  # radians either way: with more, a 1 and a 7 lean into each other
+ROTATION = 0.2
+"""Radians either way: with more, a 1 and a 7 lean into each other."""
 
+SLANT = 0.35
+"""Sideways per unit of height: what differs most between two writers."""
 
-SLANT = 0.35  # sideways per unit of height: what differs most between two writers
+SCALE = (0.8, 1.15)
+"""Of width and height, drawn apart; the largest fit the frame."""
 
+SHIFT = 1.0
+"""Pixels either way: nobody writes in the exact middle of the box."""
 
-SCALE = (0.8, 1.15)  # of width and height, drawn apart; the largest fit the frame
+TREMOR = 2.5
+"""Pixels either way at a knot, as strong as in Simard et al. (sd 1.4)."""
 
+KNOTS = 4
+"""Per side, so 9 pixels apart: about a stroke, which then bends as one."""
 
-SHIFT = 1.0  # pixels either way: nobody writes in the exact middle of the box
+WEIGHT = (-0.25, 0.7)
+"""Pixels added around the outline: from a fine pen to a marker."""
 
+FRAY = 0.2
+"""Pixels either way at the edge of the ink: noise that keeps black black."""
 
-TREMOR = 2.5  # pixels either way at a knot, as strong as in Simard et al. (sd 1.4)
+BRIGHTNESS = (0.7, 1.0)
+"""Of full white: the pressure of the pen."""
 
-
-KNOTS = 4  # per side, so 9 pixels apart: about a stroke, which then bends as one
-
-
-WEIGHT = (-0.25, 0.7)  # pixels added around the outline: from a fine pen to a marker
-
-
-FRAY = 0.2  # pixels either way at the edge of the ink: noise that keeps black black
-
-
-BRIGHTNESS = (0.7, 1.0)  # of full white: the pressure of the pen
-
-
-CHUNK = 2000  # images drawn at a time, in about 50 MB
+CHUNK = 2000
+"""Images drawn at a time, in about 50 MB."""
 
 
 def draw_digits(num_images: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Images, (N, 28, 28) uint8, and labels, (N,) int64, drawn from the seed alone.
+    """Draw images of digits from the seed alone.
 
     The pixel at x looks at the point y(x) of a glyph and is white where that lies
     inside the glyph's outline or less than a stroke's weight w outside it:
@@ -76,6 +77,16 @@ def draw_digits(num_images: int, *, seed: int) -> tuple[Tensor, Tensor]:
     signed distance from the outline in pixels, n frays the edge of the stroke and b is
     its brightness. All but d, which is the glyph, are drawn anew for each image.
     The classes are equally frequent, to within one image, and in random order.
+
+    Args:
+        num_images: N, how many to draw.
+        seed: What the draws depend on; the global random state is left alone.
+
+    Returns:
+        Images, (N, 28, 28) uint8, and labels, (N,) int64.
+
+    Raises:
+        ValueError: num_images is less than 1.
     """
     if num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}")
@@ -87,7 +98,7 @@ def draw_digits(num_images: int, *, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _distance(character: str) -> Tensor:
-    """d: pixels from each canvas point to the outline, negative inside the ink.
+    """Return d, the pixels from each canvas point to the outline, negative in the ink.
 
     Unlike the ink itself, d is almost linear, so it can be interpolated without blur,
     and a constant added to it makes every stroke bolder or finer.
@@ -110,7 +121,7 @@ def _distance(character: str) -> Tensor:
 
 
 def _draw(glyphs: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-    """One image per label; glyphs, (hands * 10, CANVAS, CANVAS), hold d of each."""
+    """Draw an image per label; glyphs, (hands * 10, CANVAS, CANVAS), hold d of each."""
     num_images = len(labels)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

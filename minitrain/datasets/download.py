@@ -36,8 +36,14 @@ def fetch(path: Path, sha256: str, urls: Sequence[str]) -> None:
     tried in turn until one of them sends the right bytes. Of several processes one
     downloads, and the others wait for it.
 
-    Raises DataError where the file there is another one, or where no address sends it:
-    with every address and its reason, and where to put the file by hand.
+    Args:
+        path: Where the file is, or will be.
+        sha256: Its SHA-256, in hexadecimal digits.
+        urls: Addresses that send it.
+
+    Raises:
+        DataError: The file there is another one, or no address sends it. The text has
+            every address with its reason, and where to put the file by hand.
     """
     if os.path.exists(path):  # False, not an error, where it cannot be told
         verify(path, sha256)
@@ -69,7 +75,7 @@ def _download_from(urls: Sequence[str], path: Path, sha256: str) -> None:
 def _alone_in(folder: Path) -> Iterator[None]:
     """Wait until no other process downloads into the folder.
 
-    The lock dies with its holder. Where the system or the disk has none, go on without.
+    The lock dies with its holder. Where system or disk has no locks, go on without.
     """
     if fcntl is None:
         yield
@@ -100,7 +106,11 @@ def _clear(path: Path) -> None:
 
 
 def verify(path: Path, sha256: str) -> None:
-    """Raise DataError where the file does not have this SHA-256."""
+    """Verify the SHA-256 of a file.
+
+    Raises:
+        DataError: It has another one, or cannot be read.
+    """
     try:
         with open(path, "rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()

@@ -178,13 +178,14 @@ def _draw(parts: Parts, board: Board, step: int) -> None:
     mistakes = worst_mistakes(logits, targets, NUM_MISTAKES)
     confusion = confusion_matrix(logits, targets)
     weights = next(parts.model.parameters())
-    side = 28 if weights.dim() == 2 else weights.shape[-1]
     pictures = {
         "mistakes/test": classes.draw_mistakes(
             dataset.test.images, mistakes, dataset.classes
         ),
         "confusion/test": classes.draw_confusion(confusion, dataset.classes),
-        "weights/first_layer": classes.draw_weights(weights.reshape(-1, side, side)),
+        "weights/first_layer": classes.draw_weights(
+            weights, dataset.test.images.shape[1:]
+        ),
     }
     for tag, png in pictures.items():
         board.image(tag, png, step)

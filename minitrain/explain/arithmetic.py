@@ -15,7 +15,7 @@ class Format(NamedTuple):
     """The smallest positive number is 2^lowest."""
 
     def ulp(self, number: Number) -> Fraction:
-        """The unit in the last place: the gap between the numbers of this size.
+        """Return the unit in the last place, the gap between numbers of this size.
 
         >>> FLOAT32.ulp(1.0) == Fraction(1, 2**23)
         True
@@ -29,7 +29,7 @@ class Format(NamedTuple):
         return Fraction(2) ** max(exponent - self.digits + 1, self.lowest)
 
     def round(self, number: Number) -> Fraction:
-        """The nearest number of the format; of two, the even one.
+        """Return the nearest number of the format; of two, the even one.
 
         >>> FLOAT32.round(Fraction(1, 10))
         Fraction(13421773, 134217728)
@@ -38,7 +38,7 @@ class Format(NamedTuple):
         return round(Fraction(number) / ulp) * ulp
 
     def shortest(self, number: Number) -> str:
-        """The fewest decimal digits that are nearest to this number of the format.
+        """Return the fewest decimal digits that are nearest to this number.
 
         >>> FLOAT32.shortest(FLOAT32.round(0.1)), FLOAT64.shortest(0.1 + 0.2)
         ('0.1', '0.30000000000000004')

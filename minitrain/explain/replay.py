@@ -1,19 +1,20 @@
 """One step of a run or a walk made once more, for the numbers around one weight."""
 
-import difflib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from difflib import SequenceMatcher
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minitrain.descent import descend
-from minitrain.experiment.build import prepare
+from minitrain.experiment.build import Parts, prepare
 from minitrain.experiment.reading import changes, from_toml, read
 from minitrain.explain.worked import Held
 from minitrain.fingerprint import fingerprint
@@ -24,6 +25,7 @@ from minitrain.runs import checkpoint
 from minitrain.runs.checkpoint import Checkpoint
 from minitrain.sgd import sgd_update
 from minitrain.system.errors import CheckpointError, DivergedError, SettingsError
+from minitrain.training import Step
 
 
 class Replay(NamedTuple):
@@ -42,58 +44,82 @@ class Replay(NamedTuple):
     None where the run kept none."""
 
 
+@dataclass(frozen=True)
+class Weight:
+    """One weight of a model that trains as one vector."""
+
+    theta: Any
+    """The vector, as the optimizer has it."""
+    parameter: nn.Parameter
+    place: int
+    """Which of the vector's parameters that is."""
+    index: tuple[int, ...]
+
+    def take(self, flat: Tensor) -> float:
+        """Return the element of this weight in a vector that is laid out as theta."""
+        return self.theta.vector.split(flat)[self.place][self.index].item()
+
+
 def replay(
     folder: Path, step: int, parameter: str | None, index: tuple[int, ...]
 ) -> Replay:
-    """Make one step of a run once more, and look at one weight, `parameter[index]`.
+    """Make one step of a run once more, and look at one weight.
 
     The steps before it are replayed by the run's own settings, from the newest intact
     checkpoint before it or else from the seed, without the panel, which changes no bit.
     Nothing in the folder changes.
 
-    Raises SettingsError where there is no such run, step, parameter or index, and as
-    `prepare` and `train` do.
+    Args:
+        folder: The run directory.
+        step: The number of the step, from 1.
+        parameter: The name of the parameter that holds the weight.
+        index: The place of the weight in the parameter.
+
+    Raises:
+        SettingsError: There is no such run, step, parameter or index.
+        MinitrainError: As `prepare` and `train` do.
     """
     if not (folder / "config.toml").exists():
         raise SettingsError(f"{folder} is no run directory: it holds no config.toml")
     config = read(folder / "config.toml")
     unwatched = config.instruments.model_copy(update={"budget": 0.0})
     parts = prepare(config.model_copy(update={"instruments": unwatched}))
-    kept = [*_checkpoints(folder)]
-    told = _told(folder, kept)
-    num_steps = told.get("steps", 0)
+    kept = [*_read_checkpoints(folder)]
+    summary = _find_summary(folder, kept)
+    num_steps = summary.get("steps", 0)
     if not 1 <= step <= num_steps:
         raise SettingsError(
             f"step = {step}: the run has made the steps 1 to {num_steps}"
         )
-    theta: Any = parts.optimizer.param_groups[0]["params"][0]
-    vector = theta.vector
-    place = vector.names.index(_known(parameter, vector.names))
-    name, shape = vector.names[place], tuple(vector.split(theta)[place].shape)
-    _check_index(index, name, shape)
+    weight = _find_weight(parts, parameter, index)
 
-    same = start = None
-    for found in kept:
-        if found.step == step:
-            same = found
-        elif found.step < step:
-            start = found
-            break
-    num_done, changed = start.step if start is not None else 0, []
-    for change in told.get("changes", ()):
-        if num_done < change["step"]:
-            raise SettingsError(
-                f"step {step} cannot be replayed: after step {change['step']} the run "
-                f"changed {'; '.join(change['settings'])}, and no checkpoint from then "
-                "on is before it"
-            )
+    same = next((found for found in kept if found.step == step), None)
+    start = next((found for found in kept if found.step < step), None)
+    num_done, changed = 0, []
     if start is not None:
-        parts.restore(start.state)
+        num_done = start.step
         free, bound = changes(from_toml(start.state["settings"]), config)
         changed = [each for each in free if each.startswith("epochs:")] + bound
+    _check_changes(summary.get("changes", ()), num_done, step)
+    if start is not None:
+        parts.restore(start.state)
     steps = parts.train(num_done)
     for _ in islice(steps, step - 1 - num_done):
         pass
+    rule, held = _look_at_next(steps, parts, weight)
+    equal = None
+    if same is not None:
+        own = fingerprint(parts.model.state_dict(), parts.optimizer.state_dict())
+        equal = own == fingerprint(same.state["model"], same.state["optimizer"])
+    origin = None if start is None else start.step
+    return Replay(rule, held, parts.num_steps, origin, changed, equal)
+
+
+def _look_at_next(
+    steps: Iterator[Step], parts: Parts, weight: Weight
+) -> tuple[Rule, Held]:
+    """Make one more step, and note the numbers of one weight around it."""
+    theta, config = weight.theta, parts.config
 
     def buffer() -> Tensor | None:
         return parts.optimizer.state.get(theta, {}).get("momentum_buffer")
@@ -101,32 +127,20 @@ def replay(
     before, old = theta.detach().clone(), buffer()
     old = None if old is None else old.clone()
     grads: list[float] = []  # before clipping, which happens in place
-    watched: Any = dict(parts.model.named_parameters())[name]
-    watched.register_post_accumulate_grad_hook(
-        lambda p: grads.append(p.grad[index].item())
+    weight.parameter.register_post_accumulate_grad_hook(
+        lambda p: grads.append(cast(Tensor, p.grad)[weight.index].item())
     )
     made = next(steps)
     options = config.optimizer.model_dump(exclude={"lr"})
     rule = Rule(lr=float(made.lr), clip_norm=config.clip_norm, **options)
     held = look(
-        rule,
-        before,
-        theta.grad,
-        old,
-        buffer(),
-        theta.detach(),
-        lambda flat: vector.split(flat)[place][index].item(),
+        rule, before, theta.grad, old, buffer(), theta.detach(), weight.take
     )._replace(grad=grads[-1])
-    if rule.clip_norm is not None:
-        norm = before.new_tensor(made.grad_norm)
-        factor = clip_factor(norm, rule.clip_norm)
-        held = held._replace(norm=norm.item(), factor=factor.item())
-    equal = None
-    if same is not None:
-        own = fingerprint(parts.model.state_dict(), parts.optimizer.state_dict())
-        equal = own == fingerprint(same.state["model"], same.state["optimizer"])
-    origin = None if start is None else start.step
-    return Replay(rule, held, parts.num_steps, origin, changed, equal)
+    if rule.clip_norm is None:
+        return rule, held
+    norm = before.new_tensor(made.grad_norm)
+    factor = clip_factor(norm, rule.clip_norm)
+    return rule, held._replace(norm=norm.item(), factor=factor.item())
 
 
 def look(
@@ -138,11 +152,20 @@ def look(
     new_theta: Tensor,
     weight: Callable[[Tensor], float],
 ) -> Held:
-    """The numbers of one weight around a step, taken by `weight` from whole tensors.
+    """Take the numbers of one weight around a step from whole tensors.
 
     What the run does not keep is asked of the rule itself, on the whole tensors too:
     with no buffer yet, the new one is the gradient with weight decay; and from
     theta = 0, a step with lr = -1 leads to Nesterov's direction.
+
+    Args:
+        rule: The options of the step.
+        theta: The parameters before the step.
+        grad: The gradient that the step used.
+        buf: The momentum buffer before the step, or None.
+        new_buf: The momentum buffer after the step, or None.
+        new_theta: The parameters after the step.
+        weight: Takes the number of the weight from each of these.
     """
     with torch.no_grad():
         decayed = sgd_update(
@@ -170,10 +193,20 @@ def look(
 def walk(
     example: Example, rule: Rule, start: Sequence[float], step: int
 ) -> tuple[Held, ...]:
-    """The numbers around one step of a walk down a function, for each coordinate.
+    """Take the numbers around one step of a walk down a function.
 
-    Raises SettingsError where the function is not finite at the start, and
-    DivergedError where the walk diverges before the step is complete.
+    Args:
+        example: The function.
+        rule: The options of the walk.
+        start: Where it starts.
+        step: The number of the step, from 1.
+
+    Returns:
+        The numbers of each coordinate.
+
+    Raises:
+        SettingsError: The function is not finite at the start.
+        DivergedError: The walk diverges before the step is complete.
     """
     lr, momentum = rule.lr, rule.momentum
     try:
@@ -201,8 +234,8 @@ def walk(
     return tuple(coordinate(i) for i in range(len(start)))
 
 
-def _checkpoints(folder: Path) -> Iterator[Checkpoint]:
-    """The intact checkpoints of a run, the newest first; damaged ones stay in place."""
+def _read_checkpoints(folder: Path) -> Iterator[Checkpoint]:
+    """Yield the intact checkpoints of a run, the newest first; others stay in place."""
     for path in reversed(checkpoint.listed(folder / "checkpoints")):
         try:
             yield checkpoint.load(path)
@@ -210,8 +243,8 @@ def _checkpoints(folder: Path) -> Iterator[Checkpoint]:
             print(f"{error}; passed over", file=sys.stderr)
 
 
-def _told(folder: Path, kept: Sequence[Checkpoint]) -> dict[str, Any]:
-    """The summary of a run: as it ended, or that of its newest checkpoint."""
+def _find_summary(folder: Path, kept: Sequence[Checkpoint]) -> dict[str, Any]:
+    """Return the summary of a run: as it ended, or that of its newest checkpoint."""
     newest = dict(kept[0].state["summary"]) if kept else {}
     with suppress(OSError, ValueError):
         ended = json.loads((folder / "summary.json").read_text())
@@ -220,23 +253,37 @@ def _told(folder: Path, kept: Sequence[Checkpoint]) -> dict[str, Any]:
     return newest
 
 
-def _known(name: str | None, names: list[str]) -> str:
-    if name is None:
+def _check_changes(made: Sequence[Any], num_done: int, step: int) -> None:
+    """Refuse a step that would be replayed across a change of the settings."""
+    for change in made:
+        if num_done < change["step"]:
+            raise SettingsError(
+                f"step {step} cannot be replayed: after step {change['step']} the run "
+                f"changed {'; '.join(change['settings'])}, and no checkpoint from then "
+                "on is before it"
+            )
+
+
+def _find_weight(parts: Parts, parameter: str | None, index: tuple[int, ...]) -> Weight:
+    """Find a weight by the name of its parameter and its index there."""
+    theta: Any = parts.optimizer.param_groups[0]["params"][0]
+    names = theta.vector.names
+    if parameter is None:
         raise SettingsError(f"a run needs --parameter, one of {', '.join(names)}")
-    if name in names:
-        return name
-    likeness = {n: difflib.SequenceMatcher(None, name, n).ratio() for n in names}
-    nearest = sorted(names, key=lambda n: -likeness[n])
-    raise SettingsError(
-        f"parameter = {name}: there is no such one; there are {', '.join(nearest)}"
-    )
-
-
-def _check_index(index: tuple[int, ...], name: str, shape: tuple[int, ...]) -> None:
-    inside = all(0 <= i < n for i, n in zip(index, shape, strict=False))
-    if len(index) != len(shape) or not inside:
+    if parameter not in names:
+        likeness = {n: SequenceMatcher(None, parameter, n).ratio() for n in names}
+        nearest = sorted(names, key=lambda n: -likeness[n])
+        raise SettingsError(
+            f"parameter = {parameter}: there is no such one; there are "
+            f"{', '.join(nearest)}"
+        )
+    found = dict(parts.model.named_parameters())[parameter]
+    shape = tuple(found.shape)
+    is_inside = all(0 <= i < n for i, n in zip(index, shape, strict=False))
+    if len(index) != len(shape) or not is_inside:
         ranges = ", ".join(f"0 to {n - 1}" for n in shape)
         raise SettingsError(
-            f"index = {index}: {name} has the shape {shape}, so its index is "
+            f"index = {index}: {parameter} has the shape {shape}, so its index is "
             f"{len(shape)} numbers: {ranges}"
         )
+    return Weight(theta, found, names.index(parameter), index)

@@ -16,9 +16,16 @@ from minitrain.pictures.png import png
 def draw_mistakes(
     images: Tensor, mistakes: Sequence[Mistake], classes: Sequence[str]
 ) -> bytes:
-    """The examples that a model got wrong, the surest first, each with what it said.
+    """Draw the samples that a model got wrong, each with what it took them for.
 
-    `images` (N, 28, 28) uint8 are those that the mistakes' numbers refer to.
+    Args:
+        images: Gray levels from 0 to 255, shape (N, height, width): the samples that
+            the mistakes count.
+        mistakes: In the order of the picture, the surest first.
+        classes: Names of the classes.
+
+    Returns:
+        The picture, a PNG file.
     """
     columns = 8
     rows = max(1, math.ceil(len(mistakes) / columns))
@@ -52,9 +59,17 @@ def draw_mistakes(
 
 
 def draw_confusion(counts: Tensor, classes: Sequence[str]) -> bytes:
-    """The table of what was taken for what; a colour is a share of its row's class.
+    """Draw the table of what was taken for what.
 
-    `counts` [target, predicted]. The diagonal, where both agree, has no colour.
+    The color of a cell is its share of the row's class. The diagonal, where target and
+    prediction agree, has no color.
+
+    Args:
+        counts: [target, predicted], as `confusion_matrix` returns them.
+        classes: Names of the classes.
+
+    Returns:
+        The picture, a PNG file.
     """
     size = 1.5 + 0.6 * len(classes)
     figure = Figure(figsize=(size, size), layout="constrained")
@@ -74,21 +89,34 @@ def draw_confusion(counts: Tensor, classes: Sequence[str]) -> bytes:
     return png(figure)
 
 
-def draw_weights(weights: Tensor) -> bytes:
-    """What each unit of the first layer looks for: its weights as a picture.
+def draw_weights(weights: Tensor, image_shape: Sequence[int]) -> bytes:
+    """Draw what each unit of the first layer looks for: its weights as an image.
 
-    `weights` (units, height, width); up to 40 units. Blue is negative, red
-    positive; each unit has a scale of its own.
+    Blue is negative, red positive; each unit has a scale of its own. At most 40 are
+    drawn.
+
+    Args:
+        weights: Of a linear layer, (units, pixels), or of a convolution, (units,
+            channels, height, width), of which every channel is an image.
+        image_shape: (height, width) of the images that a linear layer sees.
+
+    Returns:
+        The picture, a PNG file.
     """
-    weights, columns = weights[:40].detach().cpu(), 10
-    rows = math.ceil(len(weights) / columns)
+    weights = weights.detach().cpu()
+    if weights.dim() == 2:
+        images = weights.unflatten(1, tuple(image_shape))
+    else:
+        images = weights.flatten(0, 1)
+    images, columns = images[:40], 10
+    rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(columns, 1.1 * rows + 0.4), layout="constrained")
     for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
-        if place < len(weights):
-            largest = weights[place].abs().max().item()
+        if place < len(images):
+            largest = images[place].abs().max().item()
             axes.imshow(
-                weights[place].numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest
+                images[place].numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest
             )
     figure.suptitle("First-layer weights: blue is negative, red is positive")
     return png(figure)

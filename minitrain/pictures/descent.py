@@ -13,18 +13,23 @@ from minitrain.descent import Trajectory
 from minitrain.pictures.png import BLACK, BLUE, GREEN, VERMILION, png
 
 NUM_LEVELS = 16
+"""How many level sets bound the bands of color."""
 
 
-NUM_GRID = 401  # points along each side at which f is evaluated for its level sets
+NUM_GRID = 401
+"""Points along each side at which f is evaluated for its level sets."""
 
 
-GAP = 0.11  # between two arrows, at least, as a part of the picture's diagonal
+GAP = 0.11
+"""The least distance between two arrows, as a part of the picture's diagonal."""
 
 
-LONGEST = 0.14  # arrow, as a part of the picture's diagonal
+LONGEST = 0.14
+"""The longest arrow, as a part of the picture's diagonal."""
 
 
-SHORTEST = 0.15  # arrow, as a part of the longest; shorter ones are left out
+SHORTEST = 0.15
+"""The shortest arrow that is drawn, as a part of the longest."""
 
 
 def draw_descent(
@@ -35,16 +40,26 @@ def draw_descent(
     minima: Sequence[tuple[float, float]] = (),
     window: tuple[float, float, float, float] | None = None,
 ) -> bytes:
-    """The walk over the level sets of f, with the gradient at some of its points.
+    """Draw the walk over the level sets of f, with the gradient at some of its points.
 
-    The gradient points up the slope and is as long as the slope is steep; in the
-    picture all arrows are scaled by one factor. Through the foot of each goes its level
-    set, f = c, on which it stands at a right angle: the axes are equal, so that a right
-    angle looks right. Arrows too short to be seen are left out.
+    The gradient points up the slope, and its norm is the steepness; in the picture all
+    arrows are scaled by one factor. Through the foot of each goes its level set, f = c,
+    on which it stands at a right angle: the axes are equal, so that a right angle looks
+    right. Arrows too short to be seen are left out.
 
-    `window`, (x from, x to, y from, y to), is by default the box around the walk; where
-    the walk leaves it, it is widened, up to five times its size. If f is not a function
-    of two variables, f and |grad f| are drawn over the steps instead.
+    If f is not a function of two variables, f and |grad f| are drawn over the steps
+    instead.
+
+    Args:
+        function: f, from (n,) to a scalar.
+        trajectory: The walk, as `descend` returns it.
+        title: Heading of the picture.
+        minima: Points to be marked by stars.
+        window: (x from, x to, y from, y to); by default the box around the walk. Where
+            the walk leaves it, it is widened, up to five times its size.
+
+    Returns:
+        The picture, a PNG file.
     """
     if trajectory.points.shape[1] != 2:
         return png(_draw_curves(trajectory, title))
@@ -85,7 +100,7 @@ def _draw_level_sets(
     trajectory: Trajectory,
     chosen: list[int],
 ) -> None:
-    """Bands between levels, darkest at the lowest, and lines through chosen points."""
+    """Draw bands between levels, darkest at the lowest, and lines through the feet."""
     x = torch.linspace(*axes.get_xlim(), NUM_GRID)
     y = torch.linspace(*axes.get_ylim(), NUM_GRID)
     grid = torch.cartesian_prod(y, x).flip(1).to(trajectory.points)
@@ -125,7 +140,7 @@ def _draw_walk(axes: Axes, points: Tensor) -> None:
 
 
 def _draw_gradients(axes: Axes, feet: Tensor, arrows: Tensor, side: Tensor) -> None:
-    """The arrows, each with the sign of a right angle at its foot."""
+    """Draw the arrows, each with the sign of a right angle at its foot."""
     scaling: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1}
     axes.quiver(*feet.T, *arrows.T, color=BLACK, width=0.004, zorder=3, **scaling)
     for foot, arrow in zip(feet, arrows, strict=True):
@@ -157,7 +172,7 @@ def _draw_curves(trajectory: Trajectory, title: str) -> Figure:
 
 
 def _values(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-    """f at every point  # (N, 2) -> (N,)."""
+    """Evaluate f at every point: (N, 2) -> (N,)."""
     try:
         return torch.vmap(function)(points)
     except RuntimeError:  # f looks at its values, in an `if` or by item()
@@ -167,7 +182,7 @@ def _values(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
 def _corners(
     points: Tensor, window: tuple[float, float, float, float] | None
 ) -> tuple[Tensor, Tensor]:
-    """The lower left and the upper right corner of what is drawn."""
+    """Return the lower left and the upper right corner of what is drawn."""
     if window is None:
         low, high = _box(points)
         margin = 0.2 * (high - low).max()
@@ -180,7 +195,7 @@ def _corners(
 
 
 def _box(*points: Tensor) -> tuple[Tensor, Tensor]:
-    """The corners of the smallest box around all the points  # each (N, 2)."""
+    """Return the corners of the smallest box around all the points, each (N, 2)."""
     together = torch.cat(points)
     return together.amin(dim=0), together.amax(dim=0)
 
@@ -188,7 +203,7 @@ def _box(*points: Tensor) -> tuple[Tensor, Tensor]:
 def _spread(
     points: Tensor, grad_norms: Tensor, allowed: Tensor, gap: Tensor
 ) -> list[int]:
-    """Which points get an arrow: up to ten, in order, steep enough, a gap apart."""
+    """Choose the points with an arrow: up to ten in order, steep, and a gap apart."""
     steep = allowed & (grad_norms > SHORTEST * (grad_norms * allowed).max())
     chosen: list[int] = []
     for i in steep.nonzero().flatten().tolist():

@@ -4,12 +4,12 @@ import io
 
 from matplotlib.figure import Figure
 
-# Colours of Okabe and Ito, which the colour-blind can tell apart as well.
+# Colors of Okabe and Ito, which the colour-blind can tell apart as well.
 BLACK, BLUE, VERMILION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file, without the entry that names matplotlib's version."""
+    """Return the figure as a PNG file, without the entry that names the version."""
     buffer = io.BytesIO()
     metadata = {"Software": None}
     figure.savefig(

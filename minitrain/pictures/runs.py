@@ -9,13 +9,20 @@ from matplotlib.figure import Figure
 from minitrain.pictures.png import BLACK, BLUE, GREEN, VERMILION, png
 
 Curve = tuple[Sequence[int], Sequence[float]]
+"""Steps, and the value at each."""
 
 
 def draw_runs(runs: Mapping[str, Mapping[str, Curve]]) -> bytes:
-    """Loss, gradient norm and accuracy over the steps, for all runs together.
+    """Draw loss, gradient norm and accuracy over the steps, for all runs together.
 
-    For each run its curves (steps, values) by tag. Noisy curves are drawn faintly, with
-    their running mean over a fiftieth of the run on top.
+    Noisy curves are drawn faintly, with their running mean over a fiftieth of the run
+    on top.
+
+    Args:
+        runs: For each run, by its name, its curves (steps, values) by tag.
+
+    Returns:
+        The picture, a PNG file.
     """
     figure = Figure(figsize=(13, 4), layout="constrained")
     panels = {
@@ -40,12 +47,13 @@ def draw_runs(runs: Mapping[str, Mapping[str, Curve]]) -> bytes:
         if tag != "accuracy/test":
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     return png(figure)
 
 
 def _running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Each value averaged with its neighbours up to width // 2 away on either side."""
+    """Average each value with its neighbors up to width // 2 away on either side."""
     series, half = torch.tensor(values, dtype=torch.float64), width // 2
     windows = [series[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return [window.mean().item() for window in windows]

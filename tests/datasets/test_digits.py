@@ -1,9 +1,14 @@
 """The drawn digits: made from the seed alone, balanced, inside the frame, learnable."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from small_sets import equal, random_examples
 from torch import Tensor
 
+from minitrain.datasets import digits
+from minitrain.datasets.dataset import Examples
 from minitrain.datasets.digits import draw_digits
 
 
@@ -82,3 +87,30 @@ def test_digits_vary_yet_can_be_told_apart(drawn: tuple[Tensor, Tensor]):
     nearest = torch.cdist(unseen.float().flatten(1), means.flatten(1)).argmin(dim=1)
     accuracy = (nearest == targets).float().mean().item()
     assert 0.4 < accuracy < 0.97  # chance is 0.1; MNIST's figure is 0.82
+
+
+# The data set, and its cache
+
+
+def test_digits_are_drawn_once_and_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    expected = (
+        Examples(*draw_digits(200, seed=0)),
+        Examples(*draw_digits(50, seed=1)),
+    )
+    dataset = digits.digits(tmp_path, 200, 50)
+    assert dataset.name == "digits" and dataset.classes == tuple("0123456789")
+    assert equal(dataset, expected)
+    monkeypatch.setattr(
+        digits, "draw_digits", lambda *a, **k: pytest.fail("drawn again")
+    )
+    assert equal(digits.digits(tmp_path, 200, 50), expected)
+
+
+def test_digits_of_other_numbers_have_a_cache_of_their_own(
+    tmp_path: Path, quick_digits: None
+):
+    digits.digits(tmp_path, 20, 10)
+    expected = random_examples(10, seed=0), random_examples(20, seed=1)
+    assert equal(digits.digits(tmp_path, 10, 20), expected)
