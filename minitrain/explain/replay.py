@@ -1,6 +1,5 @@
 """One step of a run or a walk made once more, for the numbers around one weight."""
 
-import difflib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor
 
 from minitrain.descent import descend
-from minitrain.experiment.build import prepare
-from minitrain.experiment.reading import changes, from_toml, read
+from minitrain.experiment.build import build
+from minitrain.experiment.reading import read
 from minitrain.explain.worked import Held
 from minitrain.fingerprint import fingerprint
 from minitrain.functions import Example
@@ -23,7 +22,12 @@ from minitrain.rule import Rule
 from minitrain.runs import checkpoint
 from minitrain.runs.checkpoint import Checkpoint
 from minitrain.sgd import sgd_update
-from minitrain.system.errors import CheckpointError, DivergedError, SettingsError
+from minitrain.system.errors import (
+    CheckpointError,
+    DivergedError,
+    SettingsError,
+    did_you_mean,
+)
 
 
 class Replay(NamedTuple):
@@ -52,13 +56,13 @@ def replay(
     Nothing in the folder changes.
 
     Raises SettingsError where there is no such run, step, parameter or index, and as
-    `prepare` and `train` do.
+    `build` and `train` do.
     """
     if not (folder / "config.toml").exists():
         raise SettingsError(f"{folder} is no run directory: it holds no config.toml")
     config = read(folder / "config.toml")
     unwatched = config.instruments.model_copy(update={"budget": 0.0})
-    parts = prepare(config.model_copy(update={"instruments": unwatched}))
+    parts = build(config.model_copy(update={"instruments": unwatched}))
     kept = [*_checkpoints(folder)]
     told = _told(folder, kept)
     num_steps = told.get("steps", 0)
@@ -84,13 +88,12 @@ def replay(
         if num_done < change["step"]:
             raise SettingsError(
                 f"step {step} cannot be replayed: after step {change['step']} the run "
-                f"changed {'; '.join(change['settings'])}, and no checkpoint from then "
-                "on is before it"
+                f"changed {change['key']} from {change['old']} to {change['new']}, and "
+                "no checkpoint from then on is before it"
             )
     if start is not None:
         parts.restore(start.state)
-        free, bound = changes(from_toml(start.state["settings"]), config)
-        changed = [each for each in free if each.startswith("epochs:")] + bound
+        changed = [str(each) for each in parts.changes_since(start) if not each.is_free]
     steps = parts.train(num_done)
     for _ in islice(steps, step - 1 - num_done):
         pass
@@ -225,10 +228,9 @@ def _known(name: str | None, names: list[str]) -> str:
         raise SettingsError(f"a run needs --parameter, one of {', '.join(names)}")
     if name in names:
         return name
-    likeness = {n: difflib.SequenceMatcher(None, name, n).ratio() for n in names}
-    nearest = sorted(names, key=lambda n: -likeness[n])
     raise SettingsError(
-        f"parameter = {name}: there is no such one; there are {', '.join(nearest)}"
+        f"parameter = {name}: there is no such parameter{did_you_mean(name, names)} "
+        f"There are {', '.join(names)}"
     )
 
 

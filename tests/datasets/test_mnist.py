@@ -70,7 +70,8 @@ def equal(dataset: Dataset, expected: tuple[Examples, Examples]) -> bool:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    files = [f for f in folder.rglob("*") if f.is_file() and f.name != ".lock"]
+    return {file: file.read_bytes() for file in files}
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
