@@ -5,21 +5,16 @@ import http.client
 import os
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
 from minitrain.system.errors import DataError
 from minitrain.system.files import replacing
+from minitrain.system.lock import locked
 from minitrain.system.terminal import warn
-
-try:
-    import fcntl
-except ImportError:  # Windows: there each process downloads for itself
-    fcntl = None
-
 
 SILENCE_SECONDS = 8.0
 """How long a server may send nothing before the next address is tried."""
@@ -48,7 +43,15 @@ def fetch(path: Path, sha256: str, urls: Sequence[str]) -> None:
     if os.path.exists(path):  # False, not an error, where it cannot be told
         verify(path, sha256)
         return
-    with _alone_in(path.parent):
+    folder = path.parent
+
+    def tell(holder: str) -> None:
+        warn(f"waiting for {holder}, which downloads into {folder}")
+
+    with ExitStack() as stack:
+        with suppress(OSError):  # where a disk has no locks each process downloads
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / ".lock", tell))
         if os.path.exists(path):  # another process was faster
             verify(path, sha256)
         else:
@@ -69,33 +72,6 @@ def _download_from(urls: Sequence[str], path: Path, sha256: str) -> None:
         + "\n".join(reasons)
         + f"\nPut the file there by hand (SHA-256 {sha256}), or try again later."
     )
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process downloads into the folder.
-
-    The lock dies with its holder. Where system or disk has no locks, go on without.
-    """
-    if fcntl is None:
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # the download will tell
-        yield
-        return
-    try:
-        with suppress(OSError):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                warn(f"waiting for another process that downloads into {folder}")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _clear(path: Path) -> None:

@@ -1,42 +1,64 @@
-"""The parts of a run, made from its settings."""
+"""A run, made from its settings: its data, model, optimizer and instruments."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minitrain.batches import Batches
 from minitrain.datasets.dataset import Dataset
-from minitrain.experiment.builtin import build_model, load_data
+from minitrain.experiment.builtin import build_model, default_threads, load_data
+from minitrain.experiment.reading import flatten, free_keys, from_toml
 from minitrain.experiment.settings import Config
+from minitrain.fingerprint import fingerprint
 from minitrain.instruments.cadence import Cadence
 from minitrain.instruments.findings import Findings
 from minitrain.instruments.panel import Panel
 from minitrain.randomness import RandomStates
+from minitrain.runs.checkpoint import Checkpoint
+from minitrain.runs.resume import Change, changes
 from minitrain.runs.saver import Stateful
+from minitrain.runs.summary import installed_versions
 from minitrain.schedules import SCHEDULES, warmup
 from minitrain.sgd import SGD
-from minitrain.system.errors import DataError, SettingsError
+from minitrain.system.errors import SettingsError
 from minitrain.training import Step, train
 from minitrain.vector import ParameterVector
 
 
-class Parts(NamedTuple):
-    """What a run is made of: all that its settings determine before the first step."""
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All that settings and data determine of a run, before its first step."""
 
     config: Config
     """The settings, with what is used in the place of automatic choices."""
     dataset: Dataset
+    batches: Batches
+    test_batches: Batches
     model: nn.Module
+    loss_fn: Callable[[Tensor, Tensor], Tensor]
     optimizer: SGD
     panel: Panel | None
     findings: Findings
-    loss_fn: Callable[[Tensor, Tensor], Tensor]
-    batches: Batches
-    test_batches: Batches
-    num_steps: int
+
+    @property
+    def name(self) -> str:
+        """What its folder is called, if by no other name."""
+        config = self.config
+        return f"{config.data.name}-{config.model.name}-seed{config.seed}"
+
+    @property
+    def num_steps(self) -> int:
+        """The updates of the whole run."""
+        return count_steps(self.config, self.batches)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 over all parameters and the optimizer's state."""
+        return fingerprint(self.model.state_dict(), self.optimizer.state_dict())
 
     @property
     def state(self) -> dict[str, Stateful]:
@@ -50,6 +72,18 @@ class Parts(NamedTuple):
         }
         return {name: part for name, part in named.items() if part is not None}
 
+    def changes_since(self, found: Checkpoint) -> list[Change]:
+        """Return what differs from the run as it was when a checkpoint was saved."""
+        old = flatten(from_toml(found.state["settings"]))
+        new, versions = flatten(self.config), installed_versions()
+        old_versions = found.state["summary"]["versions"]
+        free = free_keys(new) | versions.keys()
+        return changes(old | old_versions, new | versions, free)
+
+    def with_config(self, config: Config) -> "Run":
+        """Return the same run with other settings, of those that it is not made of."""
+        return dataclasses.replace(self, config=config)
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of a checkpoint, with the options of the settings."""
         for name, part in self.state.items():
@@ -59,7 +93,7 @@ class Parts(NamedTuple):
             group.update(self.config.optimizer.model_dump(exclude={"lr"}))
 
     def train(self, start: int = 0) -> Iterator[Step]:
-        """The steps after the first `start` ones, whose state was restored before."""
+        """Yield the steps after the first `start` ones, whose state was restored."""
         config = self.config
         return train(
             self.model,
@@ -77,70 +111,58 @@ class Parts(NamedTuple):
         )
 
 
-def prepare(config: Config) -> Parts:
+def build(config: Config) -> Run:
     """Read the data, and make the model and its optimizer from the seed.
 
     Sets the number of threads and the random state, from which the model draws.
 
-    Raises DataError or SettingsError where data or device cannot be had.
+    Raises:
+        DataError: The data cannot be had.
+        SettingsError: The device is not available, or a batch too large for the data.
     """
     device = _device(config.device)
-    dataset = _load(config)
-    train_inputs, test_inputs = (
-        dataset.inputs(examples, device) for examples in (dataset.train, dataset.test)
-    )
-    batches = Batches(
-        train_inputs,
-        dataset.train.labels.to(device),
-        config.data.batch_size,
-        seed=config.seed,
-    )
-    test_batches = Batches(
-        test_inputs, dataset.test.labels.to(device), min(1000, len(test_inputs))
-    )
-    if config.threads or config.model.name != "cnn":
-        # Threads that wait for each other burn a core; on a busy machine they stall.
-        torch.set_num_threads(config.threads or 1)
+    dataset = load_data(config.data.name, config.data.root)
+    batches, test_batches = _batches(config, dataset, device)
+    if threads := config.threads or default_threads(config.model):
+        torch.set_num_threads(threads)
     torch.manual_seed(config.seed)
     model = build_model(config.model).to(device)
     optimizer = SGD(ParameterVector(model), **config.optimizer.model_dump())
-    num_steps = config.epochs * -(-len(batches) // config.accumulate)
-    config = _resolved(config, dataset.name, device)
-    panel = Panel(model, optimizer) if config.instruments.budget else None
-    findings = Findings(
-        num_steps=num_steps,
-        batch_size=config.data.batch_size * config.accumulate,
-        num_classes=len(dataset.classes),
-        clip_norm=config.clip_norm,
-    )
-    loss_fn = functools.partial(
-        nn.functional.cross_entropy, label_smoothing=config.loss.label_smoothing
-    )
-    return Parts(
-        config,
-        dataset,
-        model,
-        optimizer,
-        panel,
-        findings,
-        loss_fn,
-        batches,
-        test_batches,
-        num_steps,
+    return Run(
+        config=_resolved(config, dataset.name, device),
+        dataset=dataset,
+        batches=batches,
+        test_batches=test_batches,
+        model=model,
+        loss_fn=functools.partial(
+            nn.functional.cross_entropy, label_smoothing=config.loss.label_smoothing
+        ),
+        optimizer=optimizer,
+        panel=Panel(model, optimizer) if config.instruments.budget else None,
+        findings=Findings(
+            num_steps=count_steps(config, batches),
+            batch_size=config.data.batch_size * config.accumulate,
+            num_classes=len(dataset.classes),
+            clip_norm=config.clip_norm,
+        ),
     )
 
 
-def with_cadence(config: Config, parts: Parts, panel: Panel) -> Config:
+def with_cadence(run: Run) -> Run:
     """Give the panel its cadence, measured now where the settings leave it open.
 
-    The settings returned have the numbers, so that the run keeps them when it resumes.
+    Returns:
+        The run with the cadence in its settings, so that it is kept when it resumes.
     """
+    config, panel = run.config, run.panel
+    if panel is None:
+        return run
     settings = config.instruments
     given = {kind: getattr(settings, kind) for kind in Cadence._fields}
     if None in given.values():
-        inputs, targets = next(iter(parts.batches.epoch(1)))
+        inputs, targets = next(iter(run.batches.epoch(1)))
         measured = panel.fit(
-            lambda: parts.loss_fn(parts.model(inputs), targets),
+            lambda: run.loss_fn(run.model(inputs), targets),
             len(targets),
             settings.budget,
             unit=config.log.every,
@@ -151,11 +173,17 @@ def with_cadence(config: Config, parts: Parts, panel: Panel) -> Config:
             for kind, n in given.items()
         }
     panel.cadence = Cadence(**given)
-    return config.model_copy(update={"instruments": settings.model_copy(update=given)})
+    settings = settings.model_copy(update=given)
+    return run.with_config(config.model_copy(update={"instruments": settings}))
+
+
+def count_steps(config: Config, batches: Batches) -> int:
+    """Return the updates of the whole run: a window of batches, to the last, is one."""
+    return config.epochs * -(-len(batches) // config.accumulate)
 
 
 def learning_rate(config: Config, num_steps: int) -> Callable[[int], float]:
-    """The learning rate as a function of the number of completed updates."""
+    """Return the learning rate as a function of the number of completed updates."""
     schedule = SCHEDULES[config.schedule.name]
 
     def lr(step: int) -> float:
@@ -166,6 +194,7 @@ def learning_rate(config: Config, num_steps: int) -> Callable[[int], float]:
 
 
 def autocast_of(config: Config) -> torch.dtype | None:
+    """Return the dtype of the forward pass, where it is not that of the parameters."""
     return torch.bfloat16 if config.precision == "bfloat16" else None
 
 
@@ -182,23 +211,28 @@ def _device(name: str) -> torch.device:
         ) from None
 
 
-def _load(config: Config) -> Dataset:
-    if config.data.name != "auto":
-        return load_data(config.data.name, config.data.root)
-    try:
-        return load_data("mnist", config.data.root)
-    except DataError as error:
-        line = "*" * 72
-        print(
-            f"{error}\n{line}\n"
-            "MNIST cannot be had: training on `digits`, drawn here, in its place.\n"
-            f"{line}"
+def _batches(
+    config: Config, dataset: Dataset, device: torch.device
+) -> tuple[Batches, Batches]:
+    """Return the batches to train on, and those to test on."""
+    num_samples, size = len(dataset.train.labels), config.data.batch_size
+    if size > num_samples:
+        raise SettingsError(
+            f"data.batch-size = {size}: must be at most the number of samples to train "
+            f"on, {num_samples}"
         )
-        return load_data("digits", config.data.root)
+    train_inputs, test_inputs = (
+        dataset.inputs(examples, device) for examples in (dataset.train, dataset.test)
+    )
+    test_labels = dataset.test.labels.to(device)
+    return (
+        Batches(train_inputs, dataset.train.labels.to(device), size, seed=config.seed),
+        Batches(test_inputs, test_labels, min(1000, len(test_inputs))),
+    )
 
 
 def _resolved(config: Config, dataset: str, device: torch.device) -> Config:
-    """The settings with what was actually used in the place of automatic choices."""
+    """Return the settings with what is used in the place of automatic choices."""
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"name": dataset}),

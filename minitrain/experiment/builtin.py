@@ -1,4 +1,7 @@
-"""The data sets and the models that the built-in experiment knows by name."""
+"""The built-in experiment: its data sets, models and pictures, and what they need.
+
+All that is known of images, of their size and number, stands here.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +13,9 @@ from minitrain.datasets.cache import default_root
 from minitrain.datasets.dataset import Dataset
 from minitrain.datasets.digits import digits
 from minitrain.datasets.mnist import fashion_mnist, mnist
+from minitrain.evaluation import confusion_matrix, predict, worst_mistakes
 from minitrain.experiment.settings import ModelSettings
+from minitrain.system.errors import DataError
 
 LOADERS: dict[str, Callable[[Path], Dataset]] = {
     "mnist": mnist,
@@ -18,17 +23,36 @@ LOADERS: dict[str, Callable[[Path], Dataset]] = {
     "digits": digits,
 }
 
+NUM_MISTAKES = 24
+"""How many mistakes are shown."""
+
 
 def load_data(name: str, root: Path | None = None) -> Dataset:
-    """The data set of this name: mnist, fashion-mnist or digits.
+    """Return the data set of this name; `auto` is MNIST, or else the digits drawn here.
 
-    Raises DataError where it cannot be had.
+    Raises:
+        DataError: It cannot be had.
     """
-    return LOADERS[name](root or default_root())
+    root = root or default_root()
+    if name != "auto":
+        return LOADERS[name](root)
+    try:
+        return LOADERS["mnist"](root)
+    except DataError as error:
+        line = "*" * 72
+        print(
+            f"{error}\n{line}\n"
+            "MNIST cannot be had: training on `digits`, drawn here, in its place.\n"
+            f"{line}"
+        )
+        return LOADERS["digits"](root)
 
 
 def build_model(settings: ModelSettings) -> nn.Module:
-    """The model of this name, with new random weights."""
+    """Return the model of this name, with new random weights.
+
+    It takes images as `Dataset.inputs` gives them, (N, 1, 28, 28), to logits (N, 10).
+    """
     if settings.name == "softmax":
         return models.SoftmaxRegression()
     if settings.name == "mlp":
@@ -36,6 +60,42 @@ def build_model(settings: ModelSettings) -> nn.Module:
     if settings.name == "cnn":
         return models.CNN(dropout=settings.dropout)
     return FastCNN()
+
+
+def default_threads(settings: ModelSettings) -> int | None:
+    """Return how many threads are best for the model; None is one for each core.
+
+    Threads that wait for each other burn a core, and stall on a busy machine. The steps
+    of the cnn alone are long enough to be shared.
+    """
+    return None if settings.name == "cnn" else 1
+
+
+def draw_pictures(
+    model: nn.Module, dataset: Dataset, inputs: Tensor
+) -> dict[str, bytes]:
+    """Return pictures of what the model confuses and what it looks for: PNG by tag.
+
+    Args:
+        model: The trained model.
+        dataset: What it was trained on.
+        inputs: The images of the test set, as the model takes them.
+    """
+    from minitrain.pictures import classes  # with matplotlib: no run needs it earlier
+
+    logits, targets = predict(model, inputs), dataset.test.labels.to(inputs.device)
+    mistakes = worst_mistakes(logits, targets, NUM_MISTAKES)
+    confusion = confusion_matrix(logits, targets)
+    weights = next(model.parameters())
+    return {
+        "mistakes/test": classes.draw_mistakes(
+            dataset.test.images, mistakes, dataset.classes
+        ),
+        "confusion/test": classes.draw_confusion(confusion, dataset.classes),
+        "weights/first_layer": classes.draw_weights(
+            weights, dataset.test.images.shape[1:]
+        ),
+    }
 
 
 class FastCNN(nn.Module):

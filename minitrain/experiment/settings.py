@@ -4,7 +4,6 @@ A flag on the command line overrides the experiment's TOML file, and the file ov
 the defaults below. Nothing here imports torch: a wrong setting is told at once.
 """
 
-import difflib
 import re
 import unicodedata
 from pathlib import Path
@@ -21,7 +20,7 @@ from pydantic import (
 )
 
 from minitrain.rule import check_nesterov
-from minitrain.system.errors import SettingsError
+from minitrain.system.errors import SettingsError, did_you_mean
 
 
 class Settings(BaseModel):
@@ -45,33 +44,29 @@ class Settings(BaseModel):
 def _printable(path: Path) -> Path:
     """Refuse control characters, which act on a terminal, and bytes that are no text.
 
-    Raises ValueError with the name, escaped.
+    Raises:
+        ValueError: There are some; the message has the name, escaped.
     """
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in str(path)):
         raise ValueError(f"{str(path)!r} has characters that cannot be printed")
     return path
 
 
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
-
-
 PrintablePath = Annotated[Path, Field(strict=False), AfterValidator(_printable)]
 
 
-class DataSettings(Settings):
-    model_config = ConfigDict(title="data")
-
+class DataSettings(Settings, title="data"):
     name: Literal["auto", "mnist", "fashion-mnist", "digits"] = "auto"
     """Data set. auto: MNIST, or else `digits`, drawn here, if MNIST cannot be had."""
     root: PrintablePath | None = None
     """Folder of the data sets; by default $MINITRAIN_DATA, or else a cache folder."""
-    batch_size: Annotated[int, Field(ge=1, le=60_000)] = 64
-    """Samples in a batch; every data set here has 60 000 to train on."""
+    batch_size: Count = 64
+    """Samples in a batch: at most those that there are to train on."""
 
 
-class ModelSettings(Settings):
-    model_config = ConfigDict(title="model")
-
+class ModelSettings(Settings, title="model"):
     name: Literal["softmax", "mlp", "cnn", "fast-cnn"] = "mlp"
     """Softmax regression, a multilayer perceptron, or a convolutional network: the
     cnn is the most accurate, the fast-cnn nearly so in a tenth of the time."""
@@ -81,19 +76,15 @@ class ModelSettings(Settings):
     """Probability that a hidden unit is left out of a training step; mlp and cnn."""
 
 
-class LossSettings(Settings):
+class LossSettings(Settings, title="loss"):
     """The cross-entropy of softmax(logits) with the targets."""
-
-    model_config = ConfigDict(title="loss")
 
     label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of each target that is spread evenly over all classes."""
 
 
-class OptimizerSettings(Settings):
+class OptimizerSettings(Settings, title="optimizer"):
     """theta <- theta - lr * grad L(theta), with torch.optim.SGD's options."""
-
-    model_config = ConfigDict(title="optimizer")
 
     lr: Annotated[float, Field(gt=0)] = 0.05
     """Learning rate: the largest of the schedule."""
@@ -112,34 +103,26 @@ class OptimizerSettings(Settings):
         return self
 
 
-class ScheduleSettings(Settings):
-    model_config = ConfigDict(title="schedule")
-
+class ScheduleSettings(Settings, title="schedule"):
     name: Literal["constant", "step", "cosine", "one-cycle"] = "one-cycle"
     """How the learning rate changes over the run."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate first rises linearly."""
 
 
-class LogSettings(Settings):
-    model_config = ConfigDict(title="log")
-
+class LogSettings(Settings, title="log"):
     every: Annotated[int, Field(ge=1)] = 10
     """Steps between two points in TensorBoard; the first and last are always there."""
 
 
-class CheckpointSettings(Settings):
-    model_config = ConfigDict(title="checkpoint")
-
+class CheckpointSettings(Settings, title="checkpoint"):
     every: Annotated[int, Field(ge=1)] = 5000
     """Steps between two checkpoints; there is one at the end of every epoch, too."""
     keep: Annotated[int, Field(ge=2)] = 2
     """How many of the newest are kept, besides the one with the best test accuracy."""
 
 
-class InstrumentSettings(Settings):
-    model_config = ConfigDict(title="instruments")
-
+class InstrumentSettings(Settings, title="instruments"):
     budget: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Share of the training time that the instrument panel may take; 0: no panel."""
     look: Annotated[int | None, Field(ge=0)] = None
@@ -178,7 +161,7 @@ class Config(Settings):
     """Passes over the training data."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ...; auto takes an accelerator where there is one."""
-    threads: Annotated[int | None, Field(ge=1, le=4096)] = None
+    threads: Count | None = None
     """Threads on the CPU: by default one, or all cores for the cnn, whose steps are
     long enough to be shared. The last bits of a result depend on them."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -205,15 +188,6 @@ class Config(Settings):
             raise ValueError("resume needs --run-dir, the directory of the run")
         return self
 
-    @model_validator(mode="after")
-    def _batches_can_be_normalized(self) -> Self:
-        if self.model.name == "fast-cnn" and self.data.batch_size == 1:
-            raise ValueError(
-                "model.name = 'fast-cnn' normalizes over a batch: data.batch-size = 1 "
-                "must be at least 2"
-            )
-        return self
-
     @field_validator("device")
     @classmethod
     def _device_has_a_name(cls, device: str) -> str:
@@ -222,43 +196,45 @@ class Config(Settings):
         return device
 
 
-# The rules that pydantic states in terms of Python's types.
 RULES = {
+    "bool_type": "must be a valid boolean",
+    "finite_number": "must be a finite number",
+    "float_type": "must be a valid number",
+    "greater_than": "must be greater than {gt:.15g}",
+    "greater_than_equal": "must be greater than or equal to {ge:.15g}",
+    "int_type": "must be a valid integer",
+    "less_than": "must be less than {lt:.15g}",
+    "less_than_equal": "must be less than or equal to {le:.15g}",
+    "literal_error": "must be {expected}",
     "model_type": "must be a section",
     "path_type": "must be a path",
+    "string_type": "must be a valid string",
     "tuple_type": "must be a list",
 }
+"""What each of pydantic's errors says to somebody who does not know Python's types."""
 
 
 def _explain(error: ValidationError, settings: type[Settings]) -> str:
-    """One line per bad setting: its key, its value, and the rule that it breaks."""
+    """Return a line per bad setting: its key, its value, and the rule it breaks."""
     lines = []
     for fault in error.errors():
         path = [settings.model_config.get("title"), *map(str, fault["loc"])]
         key = ".".join(part.replace("_", "-") for part in path if part)
+        context = fault.get("ctx", {})
         if fault["type"] == "extra_forbidden":
-            line = f"{key}: there is no such setting"
-            if near := _nearest(key):
-                line += f"; did you mean {' or '.join(near)}?"
+            near = did_you_mean(key, keys(Config))
+            lines.append(f"{key}: there is no such setting{near}")
         elif fault["type"] == "value_error":
-            line = f"{key}: {fault.get('ctx', {})['error']}"
+            lines.append(f"{key}: {context['error']}" if key else str(context["error"]))
         else:
-            said = fault["msg"].replace("Input should", "must")
-            rule = RULES.get(fault["type"], said)
-            line = f"{key} = {fault['input']!r}: {rule}"
-        lines.append(line)
+            rule = RULES.get(fault["type"])
+            rule = rule.format(**context) if rule else fault["msg"]
+            lines.append(f"{key} = {fault['input']!r}: {rule}")
     return "; ".join(lines)
 
 
-def _nearest(key: str) -> list[str]:
-    """The setting or section spelled almost like it, or those it may be short for."""
-    known_keys = keys(Config)
-    close = difflib.get_close_matches(key, known_keys, n=1, cutoff=0.8)
-    return close or [known for known in known_keys if known.endswith("." + key)]
-
-
 def keys(settings: type[Settings], prefix: str = "") -> list[str]:
-    """Every key of a section and its subsections, as on the command line."""
+    """Return every key of a section and its subsections, as on the command line."""
     found = []
     for name, field in settings.model_fields.items():
         key, kind = prefix + name.replace("_", "-"), field.annotation

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from minitrain.descent import descend
-from minitrain.experiment.build import Parts, prepare
-from minitrain.experiment.reading import changes, from_toml, read
+from minitrain.experiment.build import Run, build
+from minitrain.experiment.reading import read
 from minitrain.explain.worked import Held
 from minitrain.fingerprint import fingerprint
 from minitrain.functions import Example
@@ -24,7 +23,12 @@ from minitrain.rule import Rule
 from minitrain.runs import checkpoint
 from minitrain.runs.checkpoint import Checkpoint
 from minitrain.sgd import sgd_update
-from minitrain.system.errors import CheckpointError, DivergedError, SettingsError
+from minitrain.system.errors import (
+    CheckpointError,
+    DivergedError,
+    SettingsError,
+    did_you_mean,
+)
 from minitrain.training import Step
 
 
@@ -77,13 +81,13 @@ def replay(
 
     Raises:
         SettingsError: There is no such run, step, parameter or index.
-        MinitrainError: As `prepare` and `train` do.
+        MinitrainError: As `build` and `train` do.
     """
     if not (folder / "config.toml").exists():
         raise SettingsError(f"{folder} is no run directory: it holds no config.toml")
     config = read(folder / "config.toml")
     unwatched = config.instruments.model_copy(update={"budget": 0.0})
-    parts = prepare(config.model_copy(update={"instruments": unwatched}))
+    parts = build(config.model_copy(update={"instruments": unwatched}))
     kept = [*_read_checkpoints(folder)]
     summary = _find_summary(folder, kept)
     num_steps = summary.get("steps", 0)
@@ -98,8 +102,7 @@ def replay(
     num_done, changed = 0, []
     if start is not None:
         num_done = start.step
-        free, bound = changes(from_toml(start.state["settings"]), config)
-        changed = [each for each in free if each.startswith("epochs:")] + bound
+        changed = [str(each) for each in parts.changes_since(start) if not each.is_free]
     _check_changes(summary.get("changes", ()), num_done, step)
     if start is not None:
         parts.restore(start.state)
@@ -116,7 +119,7 @@ def replay(
 
 
 def _look_at_next(
-    steps: Iterator[Step], parts: Parts, weight: Weight
+    steps: Iterator[Step], parts: Run, weight: Weight
 ) -> tuple[Rule, Held]:
     """Make one more step, and note the numbers of one weight around it."""
     theta, config = weight.theta, parts.config
@@ -259,23 +262,21 @@ def _check_changes(made: Sequence[Any], num_done: int, step: int) -> None:
         if num_done < change["step"]:
             raise SettingsError(
                 f"step {step} cannot be replayed: after step {change['step']} the run "
-                f"changed {'; '.join(change['settings'])}, and no checkpoint from then "
-                "on is before it"
+                f"changed {change['key']} from {change['old']} to {change['new']}, and "
+                "no checkpoint from then on is before it"
             )
 
 
-def _find_weight(parts: Parts, parameter: str | None, index: tuple[int, ...]) -> Weight:
+def _find_weight(parts: Run, parameter: str | None, index: tuple[int, ...]) -> Weight:
     """Find a weight by the name of its parameter and its index there."""
     theta: Any = parts.optimizer.param_groups[0]["params"][0]
     names = theta.vector.names
     if parameter is None:
         raise SettingsError(f"a run needs --parameter, one of {', '.join(names)}")
     if parameter not in names:
-        likeness = {n: SequenceMatcher(None, parameter, n).ratio() for n in names}
-        nearest = sorted(names, key=lambda n: -likeness[n])
         raise SettingsError(
-            f"parameter = {parameter}: there is no such one; there are "
-            f"{', '.join(nearest)}"
+            f"parameter = {parameter}: there is no such parameter"
+            f"{did_you_mean(parameter, names)} There are {', '.join(names)}"
         )
     found = dict(parts.model.named_parameters())[parameter]
     shape = tuple(found.shape)

@@ -2,16 +2,23 @@
 
 import itertools
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from minitrain.system.errors import RunDirectoryError, StorageError
+from minitrain.system.lock import locked
+
+LOCK = "lock"
 
 
 def check_unused(folder: Path | None) -> None:
     """Make sure that a run would start in a folder of its own, new or empty.
 
-    Raises StorageError where it is a file, RunDirectoryError where it is not empty.
+    Raises:
+        StorageError: It is a file.
+        RunDirectoryError: It is not empty.
     """
     if folder is None or not os.path.exists(folder):  # False for impossible names
         return
@@ -25,9 +32,10 @@ def check_unused(folder: Path | None) -> None:
 
 
 def create_folder(folder: Path | None, name: str) -> Path:
-    """The folder, created, or else a fresh one `runs/<name>-<date>-<time>`.
+    """Create the folder, or else a fresh one `runs/<name>-<date>-<time>`; return it.
 
-    Raises StorageError where it cannot be created.
+    Raises:
+        StorageError: It cannot be created.
     """
     try:
         if folder is not None:
@@ -48,3 +56,27 @@ def create_folder(folder: Path | None, name: str) -> Path:
             "one by --run-dir"
         ) from None
     raise AssertionError("unreachable: the numbers do not end")
+
+
+@contextmanager
+def occupying(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run directory.
+
+    Raises:
+        RunDirectoryError: Another process is in it.
+        StorageError: The folder cannot be written to, or the lock is a link: nothing is
+            written through one.
+    """
+
+    def refuse(holder: str) -> None:
+        raise RunDirectoryError(f"{folder} is in use by {holder}; nothing was changed")
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / LOCK, refuse))
+        except OSError as error:
+            raise StorageError(
+                f"cannot write to the run directory {folder}: {error.strerror}. "
+                "Nothing was changed; give another one by --run-dir"
+            ) from None
+        yield

@@ -21,7 +21,16 @@ class Stateful(Protocol):
 
 
 class Saver:
-    """Saves checkpoints of a run, and rides out a disk that is full for a while."""
+    """Saves checkpoints of a run, and rides out a disk that is full for a while.
+
+    Args:
+        folder: The run directory.
+        parts: What a checkpoint holds, by name.
+        summary: The summary of the run; it is saved too.
+        settings: The settings, as TOML.
+        keep: How many of the newest checkpoints are kept.
+        last_saved: The step of the checkpoint that the run is continued from.
+    """
 
     def __init__(
         self,
@@ -40,8 +49,12 @@ class Saver:
     def save(self, must_succeed: bool) -> None:
         """Save the state after `summary.steps` updates, and say so once it is durable.
 
-        Raises StorageError where it fails for the third time in a row, or fails where
-        it must succeed, as at the start and at the end.
+        Args:
+            must_succeed: Whether a failure counts at once, as at the start and the end.
+
+        Raises:
+            DivergedError: The parameters are not finite.
+            StorageError: It fails where it must succeed, or the third time in a row.
         """
         folder, step = self.folder / "checkpoints", self.summary.steps
         state = {name: part.state_dict() for name, part in self.parts.items()}

@@ -3,13 +3,25 @@
 import json
 import platform
 import secrets
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from minitrain.evaluation import Evaluation
+from minitrain.system.errors import Stopped
+from minitrain.system.files import replacing
+from minitrain.system.terminal import warn
 from minitrain.training import Step
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of what a result may depend on, by name."""
+    packages = {name: version(name) for name in ("minitrain", "torch", "tensorboard")}
+    return {"python": platform.python_version(), **packages}
 
 
 @dataclass
@@ -35,17 +47,18 @@ class Summary:
     fingerprint: str = ""
     """SHA-256 over the final parameters and optimizer state."""
     changes: list[dict[str, Any]] = field(default_factory=list)
-    """Settings that changed the result when the run was resumed: after which step."""
+    """What altered the result when the run was resumed: step, key, old and new value.
+    The steps after that step were made with the new value."""
     findings: list[dict[str, Any]] = field(default_factory=list)
     """What the instruments found: kind, step, text and advice of each."""
-    versions: dict[str, str] = field(
-        default_factory=lambda: {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("minitrain", "torch", "tensorboard")},
-        }
-    )
+    versions: dict[str, str] = field(default_factory=installed_versions)
 
-    def note(self, step: Step, test: Evaluation) -> None:
+    def note_step(self, step: Step, seconds: float) -> None:
+        """Take in a step, and the seconds that it took."""
+        self.steps = step.number
+        self.train_seconds += seconds
+
+    def note_test(self, step: Step, test: Evaluation) -> None:
         """Take in the evaluation after a step."""
         self.epochs = step.epoch
         self.test_loss, self.test_accuracy = test.loss, test.accuracy
@@ -53,8 +66,39 @@ class Summary:
             self.best_accuracy, self.best_step = test.accuracy, step.number
 
 
+@contextmanager
+def recording(
+    summary: Summary, folder: Path, started: float, fingerprint: Callable[[], str]
+) -> Iterator[None]:
+    """Write `summary.json` when the run ends, however it does.
+
+    Args:
+        summary: What the run keeps up to date; how it ended is added here.
+        folder: The run directory.
+        started: When the process started, by `time.perf_counter()`.
+        fingerprint: Computes the fingerprint of the final state.
+    """
+    try:
+        yield
+        summary.status = "finished"
+    except (KeyboardInterrupt, Stopped):
+        summary.status = "interrupted"
+        raise
+    except BaseException as error:
+        summary.status = f"failed: {error!r}"
+        raise
+    finally:
+        summary.fingerprint = fingerprint()
+        summary.total_seconds = time.perf_counter() - started
+        try:
+            with replacing(folder / "summary.json") as file:
+                file.write(json.dumps(asdict(summary), indent=2).encode() + b"\n")
+        except OSError as error:  # the checkpoints tell as much; how it ended counts
+            warn(f"warning: no summary of this end was written: {error}")
+
+
 def finished_summary(folder: Path) -> Summary | None:
-    """The summary of a run that came to its end, though perhaps not to its last one."""
+    """Return the summary of a run that came to its end, if not to its last one."""
     try:
         summary = Summary(**json.loads((folder / "summary.json").read_text()))
     except (OSError, ValueError, TypeError):  # absent, or not written by this version

@@ -1,6 +1,8 @@
 """What can go wrong in a run without being a bug, each with its exit code."""
 
+import difflib
 import signal
+from collections.abc import Sequence
 
 
 class MinitrainError(Exception):
@@ -51,3 +53,18 @@ class Stopped(BaseException):
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number)
         self.number = number
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Return `; did you mean ...?` for a word that is not known, or an empty string.
+
+    It may be misspelled, or short for the last part of dotted words.
+
+    >>> did_you_mean("momentun", ["lr", "momentum"])
+    '; did you mean momentum?'
+    >>> did_you_mean("lr", ["optimizer.lr"])
+    '; did you mean optimizer.lr?'
+    """
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.8)
+    near = near or [each for each in known if each.endswith(f".{word}")]
+    return f"; did you mean {' or '.join(near)}?" if near else ""

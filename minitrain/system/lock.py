@@ -1,50 +1,41 @@
-"""A lock on a folder, which dies with its holder."""
+"""Locks that keep other processes out, and die with their holders."""
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from minitrain.system.errors import RunDirectoryError, StorageError
-
-try:
-    import fcntl
-except ImportError:  # Windows: there runs are not kept apart
-    fcntl = None
+from filelock import FileLock, Timeout
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run directory; the lock dies with its holder.
+def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock that is the file `path`, which stays when the lock is released.
 
-    Raises RunDirectoryError where another process holds it, and StorageError where the
-    folder cannot be written to, or the lock is a link: nothing is written through one.
+    Args:
+        path: The file; one that is a link is not followed.
+        busy: Called with the holder where another process holds the lock. When it
+            returns, the lock is waited for.
+
+    Raises:
+        OSError: The file cannot be written, or is a link.
     """
-    path = folder / "lock"
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    lock = FileLock(path)
     try:
-        file = os.open(path, flags, 0o666)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write to the run directory: {error}. Nothing was changed; give "
-            "another one by --run-dir"
-        ) from None
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = ""
+        with suppress(OSError):
+            holder = path.read_text(errors="replace")[:1000]
+        busy(holder or "another process")
+        lock.acquire()
     try:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.read(file, 1000).decode(errors="replace")
-                raise RunDirectoryError(
-                    f"{folder} is in use by {holder}; nothing was changed"
-                ) from None
         now = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
-        holder = f"process {os.getpid()} on {socket.gethostname()} since {now}"
+        me = f"process {os.getpid()} on {socket.gethostname()} since {now}"
         with suppress(OSError):  # on a full disk it is a lock without its holder's name
-            os.ftruncate(file, 0)
-            os.write(file, holder.encode())
+            path.write_text(me)
         yield
     finally:
-        os.close(file)
+        lock.release()

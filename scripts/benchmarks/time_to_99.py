@@ -16,20 +16,20 @@ from benchmarks.compare import Row, row
 from benchmarks.one_epoch_adam import one_epoch_adam
 
 from minitrain import Board, evaluate
-from minitrain.experiment.build import Parts, prepare, with_cadence
+from minitrain.experiment.build import Run, build, with_cadence
 from minitrain.experiment.reading import read
 from minitrain.runs.tags import step_scalars
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "mnist-99.toml"
 
 
-def train_and_log(parts: Parts) -> None:
+def train_and_log(run: Run) -> None:
     """The steps of the experiment, as a run makes and logs them."""
     with tempfile.TemporaryDirectory() as folder, Board(Path(folder)) as board:
-        for step in parts.train():
+        for step in run.train():
             if values := step_scalars(step):
                 board.log(step.number, values)
-                parts.findings.note(step.number, values)
+                run.findings.note(step.number, values)
             board.beat()
 
 
@@ -39,19 +39,17 @@ def rows(rounds: int) -> Iterator[Row]:
     accuracies: list[list[float]] = [[], []]
     for seed in range(rounds + 1):  # the first does not count
         config = config.model_copy(update={"seed": seed, "threads": threads})
-        parts = prepare(config)
-        if parts.panel is not None:
-            with_cadence(parts.config, parts, parts.panel)
+        run = with_cadence(build(config))
         start = time.perf_counter()
-        train_and_log(parts)
+        train_and_log(run)
         middle = time.perf_counter()
-        model = one_epoch_adam(parts.batches.inputs, parts.batches.targets, seed)
+        model = one_epoch_adam(run.batches.inputs, run.batches.targets, seed)
         end = time.perf_counter()
         for side, (span, trained) in enumerate(
-            [(middle - start, parts.model), (end - middle, model)]
+            [(middle - start, run.model), (end - middle, model)]
         ):
             seconds[side].append(span)
-            test = evaluate(trained, parts.test_batches, parts.loss_fn)
+            test = evaluate(trained, run.test_batches, run.loss_fn)
             accuracies[side].append(test.accuracy)
     ours, theirs = seconds[0][1:], seconds[1][1:]
     found = row("99 % on MNIST, training", ours, "one epoch of Adam", theirs)

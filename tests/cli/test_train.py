@@ -274,7 +274,7 @@ def test_a_disk_that_takes_nothing_is_told_before_the_first_step(mounted):
     """)
     assert told.count("exit 5") == 3 and "epoch 1" not in told
     assert "No space left on device" in told and "Nothing was trained yet" in told
-    assert told.count("Read-only file system: 'disk") == 2
+    assert told.count("Read-only file system") == 2
 
 
 def test_a_machine_that_is_read_only_but_for_the_run_will_do(mounted, tmp_path: Path):

@@ -21,11 +21,12 @@ import torch
 from harness.runs import PANEL, SCRIPT, contents, points
 
 from minitrain.cli.train import train as train_command
-from minitrain.experiment import build, runner
-from minitrain.experiment.reading import changes, from_toml, parse
+from minitrain.experiment import build, journal, runner
+from minitrain.experiment.reading import flatten, free_keys, from_toml, parse
 from minitrain.experiment.settings import Config, Settings, keys
 from minitrain.fingerprint import fingerprint
 from minitrain.runs import board, checkpoint
+from minitrain.runs.resume import changes
 from minitrain.runs.summary import Summary
 from minitrain.system import terminal
 from minitrain.system.errors import (
@@ -73,7 +74,7 @@ def told(folder: Path, summary: Summary) -> tuple:
 @contextmanager
 def spying(at: int, act: Callable[[], None], on: str = "train") -> Iterator[None]:
     """Act once step `at` is made, or once its epoch's evaluation is (`epoch_line`)."""
-    module = build if on == "train" else runner
+    module = build if on == "train" else journal
     original = getattr(module, on)
 
     def train(*args, **kwargs):
@@ -288,9 +289,9 @@ CLASSES = {s: kind for kind, settings in SETTINGS.items() for s in settings.spli
 @pytest.mark.parametrize(("setting", "kind"), CLASSES.items())
 def test_every_setting_is_free_or_bound(setting: str, kind: str) -> None:
     key = setting.split("=")[0]
-    found = changes(Config(), from_toml(setting))
-    said = [[line.split(":")[0] for line in lines] for lines in found]
-    assert said == [[key] * (kind == "free"), [key] * (kind == "bound")]
+    old, new = flatten(Config()), flatten(from_toml(setting))
+    found = [(each.key, each.is_free) for each in changes(old, new, free_keys(new))]
+    assert found == ([(key, kind == "free")] if kind in ("free", "bound") else [])
 
 
 def test_no_setting_is_forgotten() -> None:
@@ -437,7 +438,10 @@ def test_flags_stand_above_the_settings_kept_in_the_run(tmp_path) -> None:
     found = parse(flags)
     assert found.resume and (found.seed, found.model.hidden) == (5, (7, 9))
     assert (found.clip_norm, found.checkpoint.every) == (3, 3)
-    assert changes(kept, found)[1] == ["clip-norm: 2.0 -> 3.0"]
+    flat = flatten(found)
+    changed = changes(flatten(kept), flat, free_keys(flat))
+    bound = [str(change) for change in changed if not change.is_free]
+    assert bound == ["clip-norm: 2.0 -> 3.0"]
 
 
 def state(model, optimizer) -> str:

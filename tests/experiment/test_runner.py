@@ -256,6 +256,12 @@ def test_a_device_that_is_not_here_is_a_settings_error(run, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_batch_is_no_larger_than_the_data(run, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"data.batch-size = 641: .* train on, 640"):
+        run(data={"name": "digits", "batch_size": 641})
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("model", ["softmax", "cnn", "fast-cnn"])
 def test_every_model_trains_in_every_precision(run, model: str) -> None:
     summary = run(model={"name": model}, precision="bfloat16", accumulate=3, epochs=1)

@@ -36,7 +36,9 @@ def points(folder: Path) -> dict[tuple[str, int], float]:
 
 def contents(folder: Path) -> dict[Path, bytes]:
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path: path.read_bytes() for path in files if path.name != "lock"}
+    return {
+        path: path.read_bytes() for path in files if path.name.lstrip(".") != "lock"
+    }
 
 
 def verified(folder: Path) -> set[int]:

@@ -1,0 +1,78 @@
+"""What TensorBoard shows of a run besides its curves."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from minitrain.experiment.reading import flatten, to_toml
+from minitrain.experiment.report import tell
+from minitrain.experiment.settings import Config
+from minitrain.instruments.findings import Findings
+from minitrain.rule import Rule, equation
+from minitrain.runs import tags
+from minitrain.runs.board import Board
+from minitrain.runs.summary import Summary
+from minitrain.training import NotFiniteError
+
+
+@contextmanager
+def dashboard(
+    config: Config,
+    folder: Path,
+    start: int | None,
+    summary: Summary,
+    findings: Findings,
+) -> Iterator[Board]:
+    """Open the board of a run, with what is known at the start and at the end.
+
+    Args:
+        config: The settings.
+        folder: The run directory.
+        start: The step after which the run is continued; None where it begins. What is
+            known at the start is on the board of a run that is continued.
+        summary: The summary of the run, for the findings at the end.
+        findings: Takes in a step that is not finite.
+
+    Yields:
+        The board, to log to.
+    """
+    with Board(folder, resume_after=-1 if start is None else start) as board:
+        if start is None:
+            board.layout(tags.CHARTS)
+            board.text(tags.DATA, f"Trained on **{config.data.name}**.")
+            board.text(tags.SETTINGS, f"```\n{to_toml(config)}```")
+            rule = Rule(clip_norm=config.clip_norm, **config.optimizer.model_dump())
+            text = equation(rule, is_largest_lr=config.schedule.name != "constant")
+            board.text(tags.EQUATION, f"```\n{text}\n```")
+            metrics = [tags.TEST_ACCURACY, tags.TEST_LOSS]
+            board.start_hparams(folder.name, _hparams(config), metrics)
+        succeeded = False
+        try:
+            yield board
+            succeeded = True
+        except NotFiniteError as error:
+            tell(summary, findings.note_failure(error.step, f"{error}."))
+            raise
+        finally:
+            board.text(tags.FINDINGS, _markdown(summary))
+            board.end_hparams(succeeded)
+
+
+def _markdown(summary: Summary) -> str:
+    """Return the findings as a list."""
+    lines = [
+        f"- **{found['kind']}** at step {found['step']}: {found['text']} "
+        f"*{found['advice']}*"
+        for found in summary.findings
+    ]
+    return "\n".join(lines) or "Nothing found."
+
+
+def _hparams(config: Config) -> dict[str, bool | float | str]:
+    """Return the settings that change the result, as TensorBoard takes them."""
+    machine = ("device", "threads", "data.root", "log.", "checkpoint.")
+    return {
+        key.replace("-", "_"): value if isinstance(value, int | float) else str(value)
+        for key, value in flatten(config).items()
+        if value is not None and not key.startswith(machine)
+    }
