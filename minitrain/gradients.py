@@ -157,6 +157,34 @@ def check_gradient(
     return GradientCheck(difference[worst].item(), tuple(int(i) for i in worst))
 
 
+def hessian(f: ScalarFunction, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """The Hessian of f at x as the linear map that it is, v -> H v.
+
+    The graph of the gradient is made once and kept: a product is one backward pass
+    through it, and the matrix H_ij = d^2f/dx_i dx_j is never there.
+
+    >>> product = hessian(lambda p: (p**2).sum(), torch.tensor([3.0, 4.0]))
+    >>> product(torch.tensor([1.0, 0.0])), product(torch.tensor([0.0, 1.0]))
+    (tensor([2., 0.]), tensor([0., 2.]))
+
+    Raises ValueError where v has another shape than x, and as `gradient` does.
+    """
+    (leaf,) = _leaves([x])
+    with torch.enable_grad():
+        (grad,) = _partials(_scalar(f(leaf)), [leaf], create_graph=True)
+
+    def product(v: Tensor) -> Tensor:
+        _check_same_shape(x, v)
+        if not grad.requires_grad:  # f is linear: its gradient is the same everywhere
+            return torch.zeros_like(x)
+        (result,) = torch.autograd.grad(
+            grad, leaf, v, retain_graph=True, materialize_grads=True
+        )
+        return result
+
+    return product
+
+
 def hessian_vector_product(f: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
     """Return how the gradient of f changes along v: H v, with H_ij = d^2f/dx_i dx_j.
 
@@ -170,15 +198,7 @@ def hessian_vector_product(f: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
     Raises:
         ValueError: v has another shape than x, or as `gradient` does.
     """
-    _check_same_shape(x, v)
-    (leaf,) = _leaves([x])
-    with torch.enable_grad():
-        (grad,) = _partials(_scalar(f(leaf)), [leaf], create_graph=True)
-        slope = (grad * v).sum()
-        if not slope.requires_grad:  # f is linear: its gradient is the same everywhere
-            return torch.zeros_like(x)
-        (product,) = torch.autograd.grad(slope, leaf, materialize_grads=True)
-    return product
+    return hessian(f, x)(v)
 
 
 def _gradient_of_one(f: ScalarFunction, x: Tensor) -> Tensor:

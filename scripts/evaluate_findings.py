@@ -148,13 +148,13 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
         {"batch_size": 8192, "num_samples": 49_152, "epochs": 3},
     ),
     "shuffled labels": ("labels without signal", {"spoil_data": shuffled}),
-    "inputs from 0 to 255": ("inputs not normalised", {"spoil_data": raw}),
+    "inputs from 0 to 255": ("inputs not normalized", {"spoil_data": raw}),
     "300 samples": ("overfitting", {"num_samples": 300, "epochs": 120}),
     "weights of zero": (
         "dead units",
         {"spoil_model": functools.partial(scaled, 0.0)},
     ),
-    "clipped to 0.0001": ("clipped to little", {"clip_norm": 1e-4}),
+    "clipped to 0.0001": ("gradient clipped to almost nothing", {"clip_norm": 1e-4}),
 }
 """What is planted, what should be found, and how it changes a run."""
 

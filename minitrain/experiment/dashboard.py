@@ -59,13 +59,17 @@ def dashboard(
 
 
 def _markdown(summary: Summary) -> str:
-    """Return the findings as a list."""
-    lines = [
+    """Return the findings as a list, and what no instrument could read."""
+    found = [
         f"- **{found['kind']}** at step {found['step']}: {found['text']} "
         f"*{found['advice']}*"
         for found in summary.findings
     ]
-    return "\n".join(lines) or "Nothing found."
+    withheld = [
+        f"- no readings of **{instrument}**: {reason}"
+        for instrument, reason in summary.withheld.items()
+    ]
+    return "\n".join([*(found or ["Nothing found.\n"]), *withheld])
 
 
 def _hparams(config: Config) -> dict[str, bool | float | str]:

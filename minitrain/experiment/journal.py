@@ -8,7 +8,7 @@ from tqdm import tqdm
 from minitrain.evaluation import Evaluation, evaluating
 from minitrain.experiment.build import Run
 from minitrain.experiment.builtin import draw_pictures
-from minitrain.experiment.report import epoch_line, progress, tell
+from minitrain.experiment.report import epoch_line, progress, tell, tell_withheld
 from minitrain.instruments.readings import log2_counts
 from minitrain.instruments.sharpness import sharpness
 from minitrain.runs import tags
@@ -41,8 +41,10 @@ class Journal:
         if values := tags.step_scalars(step):
             self.board.log(step.number, values)
             tell(summary, run.findings.note(step.number, values))
-        if run.panel is not None and tags.WORST_ERROR in step.readings:
-            tell(summary, run.findings.check_slopes(step.number, run.panel.slopes))
+        if run.panel is not None:
+            tell_withheld(summary, run.panel.withheld)
+            if tags.WORST_ERROR in step.readings:
+                tell(summary, run.findings.check_slopes(step.number, run.panel.slopes))
         self.board.beat()
         if self.bar.update():
             self.bar.set_postfix(progress(step, summary), refresh=False)

@@ -1,6 +1,6 @@
 """What a run tells on the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minitrain.instruments.findings import Finding
@@ -14,6 +14,14 @@ def tell(summary: Summary, found: Sequence[Finding]) -> None:
     for finding in found:
         summary.findings.append(finding._asdict())
         say(f"finding: {finding}")
+
+
+def tell_withheld(summary: Summary, withheld: Mapping[str, str]) -> None:
+    """Take instruments without readings into the summary, and say why, once."""
+    for instrument, reason in withheld.items():
+        if instrument not in summary.withheld:
+            summary.withheld[instrument] = reason
+            say(f"no readings of {instrument}: {reason}")
 
 
 def progress(step: Step, summary: Summary) -> dict[str, str]:

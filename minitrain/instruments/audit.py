@@ -3,6 +3,11 @@
 import math
 from typing import NamedTuple
 
+from minitrain.instruments import tags
+from minitrain.instruments.observation import Observation, Readings
+from minitrain.instruments.recompute import BatchLoss
+from minitrain.norms import dot
+
 
 class StepAudit(NamedTuple):
     """What a step promised and what it delivered; NaN where rounding hides it."""
@@ -21,7 +26,7 @@ class StepAudit(NamedTuple):
     """lr / largest_stable_lr: above 1 the steps grow from one to the next."""
 
 
-def step_audit(
+def audit_step(
     loss_before: float,
     loss_after: float,
     slope: float,
@@ -35,17 +40,27 @@ def step_audit(
 ) -> StepAudit:
     """Compare the decrease that the gradient promised with the one delivered.
 
-    `slope` is g . update, negative where the step descends; g is the gradient of
-    `loss_before` alone, without weight decay or clipping. L(theta + update) is
-    L + slope + curvature |update|^2 / 2, which defines the curvature: of a network with
-    kinks it is the honest one, as its Hessian does not see them. Differences of losses
-    below `resolution` say nothing, and what would follow from them is NaN.
+    L(theta + update) is L + slope + curvature |update|^2 / 2, which defines the
+    curvature: of a network with kinks it is the honest one, as its Hessian does not see
+    them. What follows from differences of losses below `resolution` is NaN.
 
     On f = x^2 + y^2 the ratio is 1 - lr, the curvature 2, and the stable limit 1:
 
-    >>> audit = step_audit(25.0, 16.0, -10.0, 1.0, lr=0.1)  # from (3, 4), lr 0.1
+    >>> audit = audit_step(25.0, 16.0, -10.0, 1.0, lr=0.1)  # from (3, 4), lr 0.1
     >>> audit.ratio, audit.curvature, audit.largest_stable_lr
     (0.9, 2.0, 1.0)
+
+    Args:
+        loss_before: L(theta) of the step's batch.
+        loss_after: L(theta + update) of the same batch.
+        slope: g . update, negative where the step descends; g is the gradient of
+            `loss_before` alone, without weight decay or clipping.
+        update_norm: |update|.
+        lr: The learning rate of the step.
+        momentum: The other options of the update, as in `largest_stable_lr`.
+        dampening: See there.
+        nesterov: See there.
+        resolution: The difference below which two losses are not told apart.
     """
     promised, delivered = -slope, loss_before - loss_after
     ratio = curvature = limit = math.nan
@@ -67,11 +82,11 @@ def largest_stable_lr(
     dampening: float = 0,
     nesterov: bool = False,
 ) -> float:
-    """The learning rate above which SGD diverges on a parabola of this curvature.
+    """Return the learning rate above which SGD diverges on a parabola.
 
     2 (1 + momentum) / ((1 - dampening) curvature), and with Nesterov's momentum
-    2 (1 + momentum) / ((1 + 2 momentum) curvature); infinite where it is not positive:
-    downhill there is no limit.
+    2 (1 + momentum) / ((1 + 2 momentum) curvature). Where the curvature is not positive
+    it is infinite: downhill there is no limit.
 
     >>> largest_stable_lr(2.0), largest_stable_lr(2.0, momentum=0.9)
     (1.0, 1.9)
@@ -80,3 +95,31 @@ def largest_stable_lr(
     if curvature * share <= 0:
         return math.inf
     return 2 * (1 + momentum) / (share * curvature)
+
+
+def read_audit(step: Observation, loss_of: BatchLoss, first_loss: float) -> Readings:
+    """Return the readings of the audit of a step, those that are finite.
+
+    Args:
+        step: The step.
+        loss_of: The loss of its batch, computed as the loop does.
+        first_loss: The first one of the run that was audited.
+    """
+    loss_after = loss_of()
+    options = step.parameters.options()[0]
+    audit = audit_step(
+        step.loss,
+        loss_after,
+        step.unclip(dot(step.update, step.gradient).item()),
+        step.update.norm.item(),
+        lr=float(options["lr"]),
+        momentum=options.get("momentum", 0),
+        dampening=options.get("dampening", 0),
+        nesterov=options.get("nesterov", False),
+        resolution=loss_of.resolution(step.loss, first_loss),
+    )
+    return {
+        tags.tag(tags.AUDIT, field): value
+        for field, value in audit._asdict().items()
+        if math.isfinite(value)
+    }

@@ -9,15 +9,20 @@ from torch import Tensor, nn
 from minitrain.randomness import RandomStates
 
 LossOf = Callable[[], Tensor]
+"""Computes the mean loss of a batch under the model's present parameters."""
 
 
-class Replay:
-    """The loss of one batch, computed again as in the training step, leaving no trace.
+class BatchLoss:
+    """The loss of one batch, computed again as in the training step.
 
-    `loss_of()` is the mean loss of the batch under the model's present parameters. Each
-    call draws the random numbers that followed when the `Replay` was made, so that a
-    dropout mask is the same; random states and buffers, such as BatchNorm's running
-    statistics, are put back afterwards, bit for bit.
+    Each call draws the random numbers that followed when the `BatchLoss` was made, so
+    that a dropout mask is the same; random states and buffers, such as BatchNorm's
+    running statistics, are put back afterwards, bit for bit.
+
+    Args:
+        model: The model, for its buffers.
+        loss_of: Computes the loss.
+        autocast: The dtype of the forward pass, where it is another.
     """
 
     def __init__(
@@ -27,13 +32,11 @@ class Replay:
         self._device = next(model.parameters()).device
         self._random = RandomStates(self._device)
         self._start = self._random.state_dict()
-        self.rounding = 0.0
-        """The relative difference below which two losses are not told apart: 50 times
-        their spacing, or 4 times that of an autocast forward pass. On MNIST the error
-        of a loss is up to 4 and 0.6 times as large as that."""
+        self._rounding = 0.0
 
     @torch.no_grad()
     def __call__(self) -> float:
+        """Compute the loss."""
         with self.untouched():
             return self.loss().item()
 
@@ -52,12 +55,23 @@ class Replay:
                     buffer.copy_(before)
 
     def loss(self) -> Tensor:
-        """The loss with its graph, drawing random numbers as they come."""
+        """Compute the loss with its graph, drawing random numbers as they come."""
+        # On MNIST the error of a loss is up to 4 times the spacing of its numbers, and
+        # 0.6 times that of an autocast forward pass: a wide margin over each.
         if self._autocast is None:
             loss = self._loss_of()
-            self.rounding = 50 * torch.finfo(loss.dtype).eps
+            self._rounding = 50 * torch.finfo(loss.dtype).eps
             return loss
         with torch.autocast(self._device.type, self._autocast):
             loss = self._loss_of()
-        self.rounding = 4 * torch.finfo(self._autocast).eps
+        self._rounding = 4 * torch.finfo(self._autocast).eps
         return loss
+
+    def resolution(self, loss: float, first_loss: float) -> float:
+        """Return the difference below which two losses are not told apart.
+
+        A tenth of the run's first loss counts at least: the rounding of a loss near
+        zero is that of the larger numbers that it is the difference of. Known from the
+        first call on.
+        """
+        return self._rounding * max(abs(loss), abs(first_loss) / 10)

@@ -1,11 +1,26 @@
-"""Is the gradient true? Differences of the loss tell, along any direction."""
+"""Is the gradient true? Differences of the loss tell, along any direction.
+
+Along a unit vector v the loss is a function of one number, phi(t) = L(theta + t v), and
+g . v claims to be its derivative at 0. `finite_difference_gradient` knows it too.
+"""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+
+from minitrain.gradients import finite_difference_gradient
+from minitrain.instruments import tags
+from minitrain.instruments.observation import Observation, Readings, Vector
+from minitrain.instruments.recompute import BatchLoss
+
+TOLERANCE = 0.05
+"""The relative error that a gradient may have in the precision of the loss."""
+
+AUTOCAST_TOLERANCE = 0.25
+"""That of one from a forward pass with few digits, under autocast."""
 
 
 class Slope(NamedTuple):
@@ -18,56 +33,65 @@ class Slope(NamedTuple):
     error: float
     """|claimed - measured| / the larger of both; NaN where rounding hides it."""
     is_wrong: bool
-    """Whether no step length h explains the difference."""
+    """Whether no h explains the difference."""
 
 
 def check_slope(
     loss_of: Callable[[], float],
-    tensors: Sequence[Tensor],
-    direction: Sequence[Tensor],
+    theta: Vector,
+    direction: Vector,
     claimed: float,
     loss: float,
     *,
     resolution: float = 0.0,
-    tolerance: float = 0.05,
+    tolerance: float = TOLERANCE,
     h: float = 1e-2,
 ) -> Slope:
-    """Is g . v the slope of the loss along the unit vector v? Two losses tell, or more.
+    """Check whether g . v is the slope of the loss along the unit vector v.
 
-    The losses at theta + h v and theta - h v give the slope on either side of theta
-    and, as their mean, the central difference. The claim is wrong where it is farther
-    from that than `tolerance`, half the difference of the two sides (what curvature and
-    kinks may explain) and differences below `resolution` allow: for two lengths of h,
-    h / 10 and h / 100 or, where the others are lost in rounding, for one. That there is
-    no slope at all is claimed of any direction, and most slopes are small: h and h / 2
-    have to agree there, for a kink at a distance is none at theta.
+    The losses at theta + h v and theta - h v give the central difference and, with the
+    loss at theta, the slope on either side. The claim is wrong where it is farther from
+    the central difference than `tolerance`, half the difference of the two sides (what
+    curvature and kinks may explain) and differences below `resolution` allow: for two
+    of h, h / 10 and h / 100 or, where the others are lost in rounding, for one. That
+    there is no slope at all is claimed of any direction, and most slopes are small: h
+    and h / 2 have to agree there, for a kink at a distance is none at theta.
 
-    `tensors` are changed in place for each loss and then put back, bit for bit.
-
-    >>> x = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    >>> v, f = torch.tensor([0.6, 0.8], dtype=torch.float64), lambda: float(x @ x)
-    >>> [check_slope(f, [x], [v], claimed, f()).is_wrong for claimed in (10.0, 12.0)]
+    >>> x = Vector([torch.tensor([3.0, 4.0], dtype=torch.float64)])
+    >>> v = Vector([torch.tensor([0.6, 0.8], dtype=torch.float64)])
+    >>> f = lambda: float(x[0] @ x[0])
+    >>> [check_slope(f, x, v, claimed, f()).is_wrong for claimed in (10.0, 12.0)]
     [False, True]
-    """
-    before = [tensor.detach().clone() for tensor in tensors]
 
-    def loss_at(length: float) -> float:
+    Args:
+        loss_of: Computes L at the present theta.
+        theta: Changed in place for each loss and then put back, bit for bit.
+        direction: v.
+        claimed: g . v.
+        loss: L(theta).
+        resolution: The difference below which two losses are not told apart.
+        tolerance: The relative error that the claim may have.
+        h: How far to go along v at first.
+    """
+    before = theta.copy()
+
+    @cache
+    def phi(t: float) -> float:
         with torch.no_grad():
-            for tensor, start, v in zip(tensors, before, direction, strict=True):
-                tensor.copy_(torch.add(start, v, alpha=length))
+            for tensor, start, v in zip(theta, before, direction, strict=True):
+                tensor.copy_(torch.add(start, v, alpha=t))
         return loss_of()
 
     verdicts: list[Slope] = []
     try:
         for length in (h, h / 10, h / 100) if claimed else (h, h / 2):
-            left = (loss - loss_at(-length)) / length
-            right = (loss_at(length) - loss) / length
-            measured, rounding = (left + right) / 2, resolution / length
-            size = max(abs(claimed), abs(measured))
+            measured = _derivative_at_0(phi, length)
+            bend = abs(phi(length) - 2 * loss + phi(-length)) / (2 * length)
+            size, rounding = max(abs(claimed), abs(measured)), resolution / length
             if not size > 4 * rounding:
                 break
             difference = abs(claimed - measured)
-            allowed = tolerance * size + abs(right - left) / 2 + rounding
+            allowed = tolerance * size + bend + rounding
             is_wrong = not difference <= allowed
             verdicts.append(Slope(claimed, measured, difference / size, is_wrong))
             if not is_wrong and allowed < size / 2:
@@ -76,7 +100,7 @@ def check_slope(
                 break
     finally:
         with torch.no_grad():
-            for tensor, start in zip(tensors, before, strict=True):
+            for tensor, start in zip(theta, before, strict=True):
                 tensor.copy_(start)
     if not verdicts:
         return Slope(claimed, math.nan, math.nan, False)
@@ -85,3 +109,78 @@ def check_slope(
         is_steady = abs(verdicts[-1].measured / verdicts[0].measured - 1) < 0.25
         is_wrong = is_wrong and len(verdicts) == 2 and is_steady
     return verdicts[-1]._replace(is_wrong=is_wrong)
+
+
+def _derivative_at_0(phi: Callable[[float], float], h: float) -> float:
+    """Return (phi(h) - phi(-h)) / 2h."""
+    zero = torch.zeros((), dtype=torch.float64)
+    return finite_difference_gradient(
+        lambda t: torch.tensor(phi(t.item()), dtype=torch.float64), zero, h=h
+    ).item()
+
+
+def check_slopes(
+    step: Observation, loss_of: BatchLoss, first_loss: float, is_rough: bool
+) -> dict[str, Slope]:
+    """Check the gradient before an update: as a whole, and the part of each parameter.
+
+    Each is compared along its own direction, where it claims to be steepest.
+
+    Args:
+        step: The step before its update.
+        loss_of: The loss of its batch, in full precision.
+        first_loss: The first one of the run that was audited, or 0.
+        is_rough: Whether the gradient comes from a forward pass under autocast.
+
+    Returns:
+        The slopes, by the names of the parameters and `tags.WHOLE`.
+    """
+    theta, generator = step.parameters.theta(), torch.Generator().manual_seed(0)
+    loss, split = loss_of(), step.parameters.split
+    resolution = loss_of.resolution(step.loss, first_loss or step.loss)
+    blocks = {tags.WHOLE: (theta, step.gradient)}
+    for name, p, g in zip(
+        step.parameters.names(), split(theta), split(step.gradient), strict=True
+    ):
+        blocks[name] = Vector([p]), Vector([g])
+    slopes = {}
+    for name, (point, grads) in blocks.items():
+        steepness, scale = grads.norm.item(), 1.0
+        if steepness > 0:
+            direction = Vector(g / steepness for g in grads)
+        else:  # where no gradient came, the loss must be flat in any direction
+            direction = _draw_direction(point, generator)
+            scale = max(1.0, point.norm.item())
+        slopes[name] = check_slope(
+            loss_of,
+            point,
+            direction,
+            step.unclip(steepness),
+            loss,
+            resolution=resolution,
+            tolerance=AUTOCAST_TOLERANCE if is_rough else TOLERANCE,
+            # At half of this h the errors of rounding and curvature are alike.
+            h=2 * scale * torch.finfo(point[0].dtype).eps ** (1 / 3),
+        )
+    return slopes
+
+
+def _draw_direction(theta: Vector, generator: torch.Generator) -> Vector:
+    """Return a random unit vector of theta's shapes."""
+    drawn = Vector(torch.randn(p.shape, generator=generator).to(p) for p in theta)
+    return Vector(d / drawn.norm for d in drawn)
+
+
+def read_truth(slopes: Mapping[str, Slope]) -> Readings:
+    """Return the errors of a truth test, those that rounding does not hide."""
+    errors = {
+        name: slope.error
+        for name, slope in slopes.items()
+        if math.isfinite(slope.error)
+    }
+    readings = {}
+    if tags.WHOLE in errors:
+        readings[tags.TRUTH_ERROR] = errors.pop(tags.WHOLE)
+    if errors:
+        readings[tags.TRUTH_WORST_ERROR] = max(errors.values())
+    return readings

@@ -51,6 +51,8 @@ class Summary:
     The steps after that step were made with the new value."""
     findings: list[dict[str, Any]] = field(default_factory=list)
     """What the instruments found: kind, step, text and advice of each."""
+    withheld: dict[str, str] = field(default_factory=dict)
+    """Instruments that give no reading, and why."""
     versions: dict[str, str] = field(default_factory=installed_versions)
 
     def note_step(self, step: Step, seconds: float) -> None:

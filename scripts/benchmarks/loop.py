@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from minitrain import SGD, Batches, Board, ParameterVector, train
 from minitrain.experiment.settings import Config
+from minitrain.instruments.layer_hooks import PerSampleNorms
 from minitrain.instruments.panel import Panel
-from minitrain.instruments.per_sample import PerSampleNorms
 from minitrain.models import CNN, MLP
 from minitrain.runs.tags import step_scalars
 
@@ -82,12 +82,12 @@ def panel_rows(rounds: int) -> Iterator[Row]:
             note=f"its own figure: {on.panel_seconds / theirs[-1]:.3f}"
         )
         passes = Passes(make_model, inputs[:6400], labels[:6400])
-        name = f"{make_model.__name__}, gradients with the samples' lengths"
+        name = f"{make_model.__name__}, gradients with the samples' norms"
         yield compare(name, passes.watched, "without", passes.bare, rounds)
 
 
 class Passes:
-    """A hundred forward and backward passes, with the samples' lengths or without."""
+    """A hundred forward and backward passes, with the samples' norms or without."""
 
     def __init__(
         self, make_model: Callable[[], nn.Module], inputs: Tensor, labels: Tensor

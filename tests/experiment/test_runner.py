@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness.runs import PANEL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -91,6 +92,7 @@ def test_a_run_leaves_settings_events_and_summary(run, capsys) -> None:
         "seed",
         "changes",
         "findings",
+        "withheld",
         "run_id",
         "versions",
     }
@@ -106,6 +108,28 @@ def test_a_run_leaves_settings_events_and_summary(run, capsys) -> None:
         "2/2",
     ]
     assert f"digits: test accuracy {kept['test_accuracy']:.2%}" in "\n".join(out)
+
+
+def test_an_instrument_that_gives_no_reading_says_why(run, tmp_path, capsys) -> None:
+    """Batch normalization mixes the samples: no gradient is that of a single one."""
+    reason = "head.1: BatchNorm1d mixes the samples"
+    settings = {"model": {"name": "fast-cnn"}, "instruments": PANEL}
+    settings["run_dir"] = tmp_path / "run"
+    assert run(**settings, epochs=1).withheld == {"noise": reason}
+    said = capsys.readouterr().out.splitlines()
+    assert said.count(f"no readings of noise: {reason}") == 1
+    again = run(**settings, epochs=2, resume=True)
+    assert "no readings" not in capsys.readouterr().out, "once is enough"
+    assert again.withheld == {"noise": reason}
+    folder = tmp_path / "run"
+    kept = json.loads((folder / "summary.json").read_text())
+    assert kept["withheld"] == {"noise": reason}
+    events = EventAccumulator(str(folder)).Reload()
+    (text,) = events.Tensors("run/findings/text_summary")
+    shown = text.tensor_proto.string_val[0].decode()
+    assert "Nothing found." in shown
+    assert f"no readings of **noise**: {reason}" in shown
+    assert not any(tag.startswith("noise/") for tag in scalars(folder))
 
 
 def test_every_number_on_the_dashboard_is_right(run, small_digits) -> None:

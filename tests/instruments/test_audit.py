@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minitrain.instruments.audit import largest_stable_lr, step_audit
-from minitrain.instruments.recompute import Replay
+from minitrain.instruments.audit import audit_step, largest_stable_lr
+from minitrain.instruments.observation import Vector
+from minitrain.instruments.recompute import BatchLoss
 from minitrain.instruments.truth import check_slope
 from minitrain.sgd import SGD
 
@@ -21,7 +22,7 @@ def test_on_a_paraboloid_everything_is_known(lr: float) -> None:
     theta.grad = grad.clone()
     SGD([theta], lr=lr).step()
     update = theta.detach() - before
-    audit = step_audit(
+    audit = audit_step(
         before.square().sum().item(),
         theta.detach().square().sum().item(),
         (grad @ update).item(),
@@ -36,10 +37,10 @@ def test_on_a_paraboloid_everything_is_known(lr: float) -> None:
 
 
 def test_what_is_below_rounding_is_unresolved() -> None:
-    audit = step_audit(1.0, 1.0 - 1e-7, -1e-7, 1e-3, lr=0.1, resolution=1e-6)
+    audit = audit_step(1.0, 1.0 - 1e-7, -1e-7, 1e-3, lr=0.1, resolution=1e-6)
     assert math.isnan(audit.ratio) and math.isnan(audit.curvature)
     assert math.isnan(audit.largest_stable_lr) and math.isnan(audit.margin)
-    assert step_audit(1.0, 0.9, -0.1, 1.0, lr=0.1, resolution=1e-6).ratio == (
+    assert audit_step(1.0, 0.9, -0.1, 1.0, lr=0.1, resolution=1e-6).ratio == (
         pytest.approx(1)
     )
 
@@ -74,11 +75,11 @@ def test_the_largest_stable_lr_is_where_sgd_begins_to_diverge(
 
 def test_where_it_curves_down_no_learning_rate_is_too_large() -> None:
     assert largest_stable_lr(-1.0) == largest_stable_lr(0.0) == math.inf
-    assert step_audit(1.0, -1.0, -1.0, 1.0, lr=0.1).margin == 0
+    assert audit_step(1.0, -1.0, -1.0, 1.0, lr=0.1).margin == 0
 
 
 def test_a_loss_that_overflows_ends_no_audit() -> None:
-    audit = step_audit(1.0, math.inf, -1.0, 1.0, lr=0.1, resolution=1e-6)
+    audit = audit_step(1.0, math.inf, -1.0, 1.0, lr=0.1, resolution=1e-6)
     assert audit.margin == math.inf and audit.largest_stable_lr == 0
 
 
@@ -88,22 +89,22 @@ def small_model() -> nn.Module:
     )
 
 
-def test_a_replay_is_the_same_pass_again_and_leaves_no_trace() -> None:
+def test_the_loss_of_a_batch_is_that_of_the_same_pass_and_leaves_no_trace() -> None:
     """The same dropout mask; random state and running statistics as before."""
     torch.manual_seed(0)
     model, x = small_model(), torch.randn(16, 6)
-    replay = Replay(model, lambda: model(x).square().mean())
+    batch_loss = BatchLoss(model, lambda: model(x).square().mean())
     loss = model(x).square().mean().item()
     random_state = torch.get_rng_state()
     buffers = [b.clone() for b in model.buffers()]
-    assert [replay() for _ in range(3)] == [loss] * 3
+    assert [batch_loss() for _ in range(3)] == [loss] * 3
     assert torch.equal(torch.get_rng_state(), random_state)
     for buffer, before in zip(model.buffers(), buffers, strict=True):
         assert torch.equal(buffer, before)
     assert model(x).square().mean().item() != loss, "without it the mask is another"
 
 
-def test_a_replay_that_fails_leaves_no_trace_either() -> None:
+def test_a_loss_that_fails_leaves_no_trace_either() -> None:
     model, x = small_model(), torch.randn(16, 6)
 
     def failing() -> Tensor:
@@ -112,7 +113,7 @@ def test_a_replay_that_fails_leaves_no_trace_either() -> None:
 
     state, buffers = torch.get_rng_state(), [b.clone() for b in model.buffers()]
     with pytest.raises(KeyError):
-        Replay(model, failing)()
+        BatchLoss(model, failing)()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(map(torch.equal, model.buffers(), buffers))
 
@@ -121,7 +122,12 @@ def slope_of(f, x: Tensor, direction: Tensor, claimed: float, **options):
     """check_slope of a function of one tensor, which has to be as before afterwards."""
     before = x.clone()
     checked = check_slope(
-        lambda: f(x).item(), [x], [direction], claimed, f(x).item(), **options
+        lambda: f(x).item(),
+        Vector([x]),
+        Vector([direction]),
+        claimed,
+        f(x).item(),
+        **options,
     )
     assert torch.equal(x, before)
     return checked

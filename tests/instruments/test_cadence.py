@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from minitrain.instruments.cadence import Cadence, cadence
+from minitrain.instruments.cadence import Cadence, fit_cadence
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -13,7 +13,7 @@ def test_readings_stay_within_the_budget_and_use_what_they_can_of_it(seed: int) 
     step, budget = draw.uniform(0.5, 2), draw.choice([0.01, 0.02, 0.3])
     costs = {kind: 10 ** draw.uniform(-3, 2) for kind in Cadence._fields}
     unit = draw.choice([1, 10])
-    for kind, every in cadence(costs, step, budget, unit)._asdict().items():
+    for kind, every in fit_cadence(costs, step, budget, unit)._asdict().items():
         share = budget * step * (1 / 2 if kind == "look" else 1 / 6)
         assert costs[kind] / every <= share * (1 + 1e-9)
         assert every % unit == 0 and str(every // unit).rstrip("0") in [*"123456789"]

@@ -11,7 +11,9 @@ from torch import nn
 
 from minitrain.experiment import runner
 from minitrain.experiment.settings import Config
-from minitrain.instruments.findings import CAUSES, RULES, Findings
+from minitrain.instruments import tags
+from minitrain.instruments.findings import Findings
+from minitrain.instruments.rules import CAUSES, RULES, START
 from minitrain.instruments.truth import Slope
 from minitrain.runs.summary import Summary
 from minitrain.training import NotFiniteError
@@ -71,7 +73,7 @@ CASES = [
     ),
     ("learning rate too small", {"update_ratio/global": 1e-6} | STUCK, {}),
     (
-        "clipped to little",
+        "gradient clipped to almost nothing",
         {"clip/fraction": 1.0, "update_ratio/global": 1e-6} | STUCK,
         {"clip_norm": 1e-3},
     ),
@@ -109,9 +111,8 @@ def test_each_rule_finds_what_it_is_for_and_nothing_else(
 
 def test_every_rule_has_a_case_and_every_cause_is_a_kind() -> None:
     assert {kind for kind, _, _ in CASES} == set(RULES)
-    start = {"inputs not normalised", "block without gradient", "wrong gradient"}
     named = {cause for causes in CAUSES.values() for cause in causes}
-    assert named <= set(RULES) | start and set(CAUSES) <= set(RULES)
+    assert named <= {*RULES, *START} and set(CAUSES) <= set(RULES)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_a_refuted_gradient_is_told_with_its_likely_origin(
 ) -> None:
     run = findings()
     slopes = {
-        "all": Slope(1.0, 1.0, 0.0, is_wrong=False),
+        "global": Slope(1.0, 1.0, 0.0, is_wrong=False),
         "a.weight": Slope(claimed, measured, 1.0, is_wrong=True),
     }
     (found,) = run.check_slopes(7, slopes)
@@ -212,17 +213,19 @@ def test_findings_stand_in_terminal_summary_and_tensorboard(
 ) -> None:
     summary = run(clip_norm=1e-4)
     (found,) = summary.findings
-    assert found["kind"] == "clipped to little"
+    assert found["kind"] == "gradient clipped to almost nothing"
     out = capsys.readouterr().out
-    assert f"finding: clipped to little at step {found['step']}: " in out
-    assert "found clipped to little" in out.splitlines()[-4]
+    assert (
+        f"finding: gradient clipped to almost nothing at step {found['step']}: " in out
+    )
+    assert "found gradient clipped to almost nothing" in out.splitlines()[-4]
     kept = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert kept["findings"] == [found]
-    assert "**clipped to little**" in text_of(tmp_path / "run")
+    assert "**gradient clipped to almost nothing**" in text_of(tmp_path / "run")
     again = run(clip_norm=1e-4, resume=True, epochs=3)
     assert again.findings == [found], "told once"
     assert "finding: " not in capsys.readouterr().out
-    assert "**clipped to little**" in text_of(tmp_path / "run")
+    assert "**gradient clipped to almost nothing**" in text_of(tmp_path / "run")
 
 
 def test_a_step_that_is_not_finite_is_a_finding(run, tmp_path, monkeypatch) -> None:
@@ -233,6 +236,18 @@ def test_a_step_that_is_not_finite_is_a_finding(run, tmp_path, monkeypatch) -> N
         run()
     kept = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [found["kind"] for found in kept["findings"]] == ["learning rate too large"]
+
+
+def test_every_tag_with_a_name_is_one_that_a_run_logs(run, tmp_path) -> None:
+    """The rules ask for no other: one that nobody writes would never speak."""
+    run(clip_norm=1.0)
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    logged = {*events.Tags()["scalars"]}
+    quantities = {tag.partition("/")[0] for tag in logged}
+    named = {name: value for name, value in vars(tags).items() if name.isupper()}
+    assert len(named) > 20 and named.pop("WHOLE") == "global"
+    for name, tag in named.items():
+        assert tag in (logged if "/" in tag else quantities), name
 
 
 def test_nothing_found_is_said_too(run, tmp_path) -> None:

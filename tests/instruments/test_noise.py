@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from minitrain.instruments.layer_hooks import PerSampleNorms
 from minitrain.instruments.noise import NoiseScale, noise_estimate
-from minitrain.instruments.per_sample import PerSampleNorms
 
 
 @pytest.fixture(autouse=True)
@@ -56,65 +56,51 @@ def test_noise_scale_is_that_of_the_whole_population() -> None:
         square = sum(float(p.grad.square().sum()) for p in model.parameters())
         mean_square = norms.mean_square(32)
         assert mean_square is not None
-        noise.update(mean_square, square, 32)
+        noise = noise.update(noise_estimate(mean_square, square, 32))
     assert noise.value == pytest.approx(exact, rel=0.1)
 
 
 def test_averages_are_corrected_for_their_start_and_divided_last() -> None:
     noise = NoiseScale(decay=0.5)
-    assert noise.value is None and noise.estimate is None and noise.batch_size is None
+    assert noise.value is None and noise.estimate is None
+    assert noise.signal_share(1) is None
     batches = [(7.0, 5.0, 2), (9.0, 4.0, 4), (3.0, 1.0, 8)]
-    for batch in batches:
-        noise.update(*batch)
-    weights = [1 / 7, 2 / 7, 4 / 7]
     each = [noise_estimate(*batch) for batch in batches]
+    for estimate in each:
+        noise = noise.update(estimate)
+    weights = [1 / 7, 2 / 7, 4 / 7]
     square = sum(w * e.gradient_square for w, e in zip(weights, each, strict=True))
     trace = sum(w * e.trace for w, e in zip(weights, each, strict=True))
     assert noise.estimate is not None
     assert noise.estimate == pytest.approx((square, trace), rel=1e-14)
     assert noise.value == pytest.approx(trace / square, rel=1e-14)
+    share = square / (square + trace / 8)
+    assert noise.signal_share(8) == pytest.approx(share, rel=1e-14)
 
 
 def test_an_unresolved_scale_is_none_and_what_tells_nothing_is_passed_over() -> None:
-    noise = NoiseScale()
-    noise.update(mean_square=10.0, batch_square=1.0, num_samples=4)
+    noise = NoiseScale().update(noise_estimate(10.0, 1.0, 4))
     assert noise.estimate is not None and noise.estimate.gradient_square == -2
-    assert noise.value is None and noise.batch_size is None
-    before = noise.state_dict()
-    noise.update(1.0, 1.0, 1)
-    noise.update(float("nan"), 1.0, 4)
-    noise.update(float("inf"), 1.0, 4)
-    assert noise.state_dict() == before
+    assert noise.value is None and noise.signal_share(4) == 0
+    for square in (float("nan"), float("inf")):
+        assert noise.update(noise_estimate(square, 1.0, 4)) is noise
     with pytest.raises(ValueError, match="decay = 1"):
         NoiseScale(decay=1)
 
 
 def test_equal_gradients_have_no_noise_even_after_rounding() -> None:
-    noise = NoiseScale()
-    noise.update(mean_square=1.0, batch_square=1.0000001, num_samples=8)
-    assert noise.value == 0 and noise.batch_size == 1
-
-
-@pytest.mark.parametrize(
-    ("scale", "size"), [(0.0, 1), (0.3, 1), (1.4, 1), (1.5, 2), (700, 512), (730, 1024)]
-)
-def test_batch_size_is_the_nearest_power_of_two(scale: float, size: int) -> None:
-    noise = NoiseScale()
-    noise.update(mean_square=1 + scale, batch_square=1 + scale / 2, num_samples=2)
-    assert noise.value == pytest.approx(scale)
-    assert noise.batch_size == size
+    noise = NoiseScale().update(noise_estimate(1.0, 1.0000001, 8))
+    assert noise.value == 0 and noise.signal_share(8) == 1
 
 
 def test_a_saved_state_goes_on_to_the_last_bit() -> None:
     whole, first = NoiseScale(0.9), NoiseScale(0.9)
     batches = [(x + 1.0, x * 0.7, 64) for x in torch.rand(20).tolist()]
     for batch in batches:
-        whole.update(*batch)
+        whole = whole.update(noise_estimate(*batch))
     for batch in batches[:9]:
-        first.update(*batch)
-    second = NoiseScale()
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        first = first.update(noise_estimate(*batch))
+    second = NoiseScale(**json.loads(json.dumps(first.state_dict())))
     for batch in batches[9:]:
-        second.update(*batch)
-    assert second.state_dict() == whole.state_dict()
-    assert second.value == whole.value and second.estimate == whole.estimate
+        second = second.update(noise_estimate(*batch))
+    assert second == whole and second.value == whole.value

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from minitrain.instruments.per_sample import PerSampleNorms
+from minitrain.instruments.layer_hooks import PerSampleNorms
 from minitrain.models import CNN, MLP
 from minitrain.vector import ParameterVector
 
@@ -118,7 +118,7 @@ def test_frozen_parameters_are_left_out() -> None:
             assert_right(net, x, targets)
 
 
-def test_inplace_activations_and_normalisation_of_samples() -> None:
+def test_inplace_activations_and_normalization_of_samples() -> None:
     """What changes an output in place must not change what is measured of it."""
     inputs, targets = torch.randn(6, 3, 8, 8), torch.randint(4, (6,))
     norm, batch_norm = nn.GroupNorm(2, 4, affine=False), nn.BatchNorm2d(4)
@@ -362,7 +362,7 @@ def test_an_error_while_watching_does_not_end_the_training(
     def fails(*_: object, **__: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr("minitrain.instruments.per_sample._lengths", fails)
+    monkeypatch.setattr("minitrain.instruments.layer_hooks.sample_norms", fails)
     model = nn.Linear(4, 4)
     norms = measured(model, torch.randn(6, 4), torch.randn(6, 4), F.mse_loss)
     assert norms.squared(6) is None

@@ -1,0 +1,112 @@
+"""What is seen of a step: plain data, from which the readings are computed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minitrain.instruments.noise import NoiseEstimate
+from minitrain.norms import norm
+from minitrain.vector import Theta
+
+Readings = dict[str, float]
+"""Tags and values."""
+
+
+class Vector(list[Tensor]):
+    """A vector in parts, one tensor each, whose norm is computed once.
+
+    >>> Vector([torch.tensor([3.0]), torch.tensor([[0.0, 4.0]])]).norm
+    tensor(5.)
+    """
+
+    @cached_property
+    def norm(self) -> Tensor:
+        """|x|, a 0-d tensor."""
+        return norm(self)
+
+    def copy(self) -> "Vector":
+        """Return a vector with memory of its own."""
+        return Vector(part.clone() for part in self)
+
+    def minus(self, other: "Vector") -> "Vector":
+        """Return x - y, of a vector y in the same parts."""
+        return Vector(x - y for x, y in zip(self, other, strict=True))
+
+
+class Parameters:
+    """What an optimizer updates: parameters, or one vector of them; and their names."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
+
+    def theta(self) -> Vector:
+        """Return the tensors themselves, in the optimizer's order."""
+        return Vector(tensor.detach() for tensor in self._tensors())
+
+    def gradient(self) -> Vector:
+        """Return their gradients themselves; none counts as zero."""
+        return Vector(
+            torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            for tensor in self._tensors()
+        )
+
+    def options(self) -> list[Mapping[str, Any]]:
+        """Return the optimizer's options for each tensor."""
+        groups = self._optimizer.param_groups
+        return [group for group in groups for _ in group["params"]]
+
+    def names(self) -> list[str]:
+        """Return the name of every parameter; one unknown to the model is `?`."""
+        names = []
+        for tensor in self._tensors():
+            known = [self._names.get(tensor, "?")]
+            names += tensor.vector.names if type(tensor) is Theta else known
+        return names
+
+    def split(self, vector: Vector) -> list[Tensor]:
+        """Return the part of every parameter in a vector of their shapes."""
+        parts = []
+        for tensor, value in zip(self._tensors(), vector, strict=True):
+            is_vector = type(tensor) is Theta
+            parts += tensor.vector.split(value) if is_vector else [value]
+        return parts
+
+    def _tensors(self) -> list[Tensor]:
+        groups = self._optimizer.param_groups
+        return [tensor for group in groups for tensor in group["params"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """One step: what the loop tells of it, and the vectors before and after it."""
+
+    parameters: Parameters
+    """Whose names, parts and options they are."""
+    loss: float
+    """Of the batch, before the update."""
+    num_samples: int
+    """In the batch; 0 where nobody knows."""
+    clip_factor: float | None
+    """What clipping multiplied the gradient by; None where the loop does not clip."""
+    gradient: Vector
+    """After clipping."""
+    noise: NoiseEstimate | None = None
+    """What the gradients of the single samples tell; None where it is not known."""
+    before: Vector = field(default_factory=Vector)
+    """theta before the update, where it was kept."""
+    after: Vector = field(default_factory=Vector)
+    """theta after the update."""
+
+    @cached_property
+    def update(self) -> Vector:
+        """after - before"""
+        return self.after.minus(self.before)
+
+    def unclip(self, value: float) -> float:
+        """Return what a multiple of the gradient was before clipping."""
+        return value / (self.clip_factor or 1.0)

@@ -1,0 +1,73 @@
+"""The tags of all readings, quantity first: the table of what the instruments say.
+
+Whoever writes or asks for a reading takes its tag from here, so that a typo is an error
+and not a rule that never speaks. In the formulas g is the gradient before clipping, g'
+the one that the update uses, after clipping and with weight decay, theta and theta' are
+the parameters before and after the update, and u = theta' - theta is the update.
+"""
+
+WHOLE = "global"
+"""Stands for the vector of all parameters, where a parameter's name could stand."""
+
+
+def tag(quantity: str, name: str = WHOLE) -> str:
+    """Return the tag of a quantity, of one parameter or of all together.
+
+    >>> tag(UPDATE_NORM), tag(UPDATE_NORM, "layers.0.weight")
+    ('update_norm/global', 'update_norm/layers.0.weight')
+    """
+    return f"{quantity}/{name}"
+
+
+# Quantities of the whole and of each parameter.
+
+GRAD_NORM = "grad_norm"
+"""|g|"""
+UPDATE_NORM = "update_norm"
+"""|u|"""
+UPDATE_RATIO = "update_ratio"
+"""|u| / |theta|"""
+ZERO_SHARE = "zero_share"
+"""The share of the elements of g that are exactly 0; of each parameter alone."""
+
+GLOBAL_GRAD_NORM = tag(GRAD_NORM)
+GLOBAL_UPDATE_NORM = tag(UPDATE_NORM)
+GLOBAL_UPDATE_RATIO = tag(UPDATE_RATIO)
+
+# The look: where the step came from and where it went.
+
+DESCENT_COSINE = "cosine/steepest_descent"
+"""cos(u, -g): 1 is straight downhill."""
+PREVIOUS_COSINE = "cosine/previous"
+"""cos(g, the gradient of the step before)."""
+MOMENTUM_SHARE = "momentum/share"
+"""|d - g'| / |d|, where d = -u / lr is the direction taken."""
+EFFECTIVE_LR = "momentum/effective_lr"
+"""|u| / |g'|: tends to lr / (1 - momentum) where the gradient is constant."""
+DISTANCE = "path/distance"
+"""|theta' - theta_0|, from the start."""
+EFFICIENCY = "path/efficiency"
+"""That, over the length of the path from look to look: 1 is a straight line."""
+CLIP_FRACTION = "clip/fraction"
+"""The share of the steps since the last look that were clipped."""
+
+# The other instruments.
+
+AUDIT = "audit"
+"""Of each field of `StepAudit`."""
+AUDIT_MARGIN = "audit/margin"
+"""lr / the largest stable one."""
+TRUTH_ERROR = "truth/error"
+"""`Slope.error` along the whole gradient."""
+TRUTH_WORST_ERROR = "truth/worst_error"
+"""The largest `Slope.error` along the part of any parameter."""
+NOISE_SCALE = "noise/scale"
+"""`NoiseScale.value`: samples in a batch whose gradient is as large as its noise."""
+SIGNAL_SHARE = "noise/signal_share"
+"""|G|^2 / (|G|^2 + tr(Sigma) / B): the part of |g|^2 that is not noise."""
+
+# What the loop measures and the rules ask for.
+
+TRAIN_LOSS = "loss/train"
+TEST_LOSS = "loss/test"
+TEST_ACCURACY = "accuracy/test"

@@ -1,0 +1,48 @@
+"""One step while it is watched: what the loop tells, and what is read."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from minitrain.instruments.cadence import Plan
+from minitrain.instruments.observation import Observation, Readings
+from minitrain.instruments.recompute import BatchLoss
+
+
+class Watch:
+    """One step while it is watched."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        same: BatchLoss,
+        full: BatchLoss,
+        observe: Callable[["Watch", float, int, float | None], Observation],
+    ) -> None:
+        self.readings: Readings = {}
+        """Tags and values, complete when the block is left."""
+        self.plan = plan
+        self.same, self.full = same, full
+        """The loss of the batch as the loop computes it, and in full precision."""
+        self.observation: Observation | None = None
+        """The step, from when its gradient is complete."""
+        self._observe = observe
+
+    def before_update(
+        self, loss: float, num_samples: int, clip_factor: float | None
+    ) -> None:
+        """Take in what the loop tells, and read the complete gradient."""
+        self.observation = self._observe(self, loss, num_samples, clip_factor)
+
+
+class Unread:
+    """The watch of a step of which nothing is read, at next to no cost."""
+
+    readings: Mapping[str, float] = MappingProxyType({})
+
+    def __init__(self, pass_over: Callable[[float | None], None]) -> None:
+        self._pass_over = pass_over
+
+    def before_update(
+        self, loss: float, num_samples: int, clip_factor: float | None
+    ) -> None:
+        self._pass_over(clip_factor)
