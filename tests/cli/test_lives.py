@@ -200,11 +200,12 @@ def test_whatever_a_run_meets(live: Callable[..., int], undisturbed: str) -> Non
         database=None,
         print_blob=True,
     )
-    @given(st.lists(actions, min_size=1, max_size=5))
-    def each(acts: list[tuple[Any, ...]]) -> None:
+    @given(st.integers(20, 80), st.lists(actions, min_size=2, max_size=5))
+    def each(first: int, acts: list[tuple[Any, ...]]) -> None:
         folder = Path(tempfile.mkdtemp())
         run = Run(folder, live)
         try:
+            run.live(kill=first)
             for act, *details in acts:
                 if act in ("kill", "stop", "full"):
                     run.live(**{act: details[0]})
