@@ -84,15 +84,15 @@ class Doubled(nn.Module):
         return 2 * x - x.detach()
 
 
-def inserted(module: nn.Module, model: nn.Module) -> None:
+def insert(module: nn.Module, model: nn.Module) -> None:
     """Put a module behind the first activation."""
     assert isinstance(model, nn.Sequential)
     place = next(i for i, m in enumerate(model) if isinstance(m, nn.ReLU))
     model.insert(place + 1, module)
 
 
-def made_sigmoid(model: nn.Module) -> None:
-    """Eight sigmoid layers more before the last layer."""
+def add_sigmoid_layers(model: nn.Module) -> None:
+    """Put eight more sigmoid layers before the last layer."""
     assert isinstance(model, nn.Sequential)
     last = model[-1]
     assert isinstance(last, nn.Linear)
@@ -103,41 +103,41 @@ def made_sigmoid(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def scaled(factor: float, model: nn.Module) -> None:
+def scale(factor: float, model: nn.Module) -> None:
     for parameter in model.parameters():
         parameter.mul_(factor)
 
 
 @torch.no_grad()
-def with_low_biases(model: nn.Module) -> None:
+def lower_biases(model: nn.Module) -> None:
     next(p for p in model.parameters() if p.dim() == 1).fill_(-100)
 
 
-def shuffled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def shuffle(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x, y[torch.randperm(len(y))]
 
 
-def raw(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def unnormalize(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return 78.6 * x + 33.3, y
 
 
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "learning rate x 60": ("learning rate too large", {"optimizer": {"lr": 3.0}}),
     "learning rate / 1000": ("learning rate too small", {"optimizer": {"lr": 5e-5}}),
-    "eight sigmoid layers": ("vanishing gradient", {"spoil_model": made_sigmoid}),
+    "eight sigmoid layers": ("vanishing gradient", {"spoil_model": add_sigmoid_layers}),
     "weights x 10": (
         "exploding gradient",
-        {"spoil_model": functools.partial(scaled, 10.0)},
+        {"spoil_model": functools.partial(scale, 10.0)},
     ),
-    "biases of -100": ("dead units", {"spoil_model": with_low_biases}),
+    "biases of -100": ("dead units", {"spoil_model": lower_biases}),
     "a detached block": (
         "block without gradient",
-        {"spoil_model": functools.partial(inserted, Detached())},
+        {"spoil_model": functools.partial(insert, Detached())},
     ),
     "a forgotten zero_grad": ("wrong gradient", {"forgets_zero_grad": True}),
     "a wrong backward pass": (
         "wrong gradient",
-        {"spoil_model": functools.partial(inserted, Doubled())},
+        {"spoil_model": functools.partial(insert, Doubled())},
     ),
     "batches of 2": (
         "batch too small",
@@ -147,12 +147,12 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
         "batch too large",
         {"batch_size": 8192, "num_samples": 49_152, "epochs": 3},
     ),
-    "shuffled labels": ("labels without signal", {"spoil_data": shuffled}),
-    "inputs from 0 to 255": ("inputs not normalized", {"spoil_data": raw}),
+    "shuffled labels": ("labels without signal", {"spoil_data": shuffle}),
+    "inputs from 0 to 255": ("inputs not normalized", {"spoil_data": unnormalize}),
     "300 samples": ("overfitting", {"num_samples": 300, "epochs": 120}),
     "weights of zero": (
         "dead units",
-        {"spoil_model": functools.partial(scaled, 0.0)},
+        {"spoil_model": functools.partial(scale, 0.0)},
     ),
     "clipped to 0.0001": ("gradient clipped to almost nothing", {"clip_norm": 1e-4}),
 }
@@ -160,7 +160,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def healthy_runs() -> dict[str, Run]:
-    """Settings that people use, each of which learns."""
+    """Return settings that people use, each of which learns."""
     runs = {
         f"{model.__name__}, lr {lr}, momentum {momentum}": Run(
             model, optimizer={"lr": lr, "momentum": momentum}
@@ -193,8 +193,8 @@ def examples(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return train_inputs, dataset.train.labels, test_inputs, dataset.test.labels
 
 
-def findings_of(run: Run, seed: int) -> list[str]:
-    """Train as the run says, and give the kinds of what is found."""
+def find(run: Run, seed: int) -> list[str]:
+    """Train as the run says; return the kinds of what is found."""
     torch.manual_seed(seed)
     train_inputs, labels, test_inputs, test_labels = examples(run.name)
     chosen = torch.randperm(len(train_inputs))[: run.num_samples]
@@ -256,13 +256,13 @@ def main(seeds: int = 5, first_seed: int = 0, only: str = "") -> int:
     """
     torch.set_num_threads(1)
     numbers = range(first_seed, first_seed + seeds)
-    print(f"{'planted':24} {'should be found':26} found  missed  besides")
+    print(f"{'planted':24} {'should be found':34} found  missed  besides")
     num_found = num_planted = num_besides = 0
     for name, (kind, change) in CHANGES.items():
         if only not in name:
             continue
         kinds = [
-            findings_of(replace(Run(model), **change), seed)
+            find(replace(Run(model), **change), seed)
             for model in (mlp, cnn)
             for seed in numbers
         ]
@@ -272,13 +272,13 @@ def main(seeds: int = 5, first_seed: int = 0, only: str = "") -> int:
         num_besides += sum(besides.values())
         others = ", ".join(f"{n} x {k}" for k, n in besides.items()) or "-"
         print(
-            f"{name:24} {kind:26} {found:5}  {len(kinds) - found:6}  {others}",
+            f"{name:24} {kind:34} {found:5}  {len(kinds) - found:6}  {others}",
             flush=True,
         )
     alarms, num_healthy = 0, 0
     for name, run in healthy_runs().items():
         for seed in numbers if not only or only in name else ():
-            kinds = findings_of(run, seed)
+            kinds = find(run, seed)
             num_healthy, alarms = num_healthy + 1, alarms + bool(kinds)
             if kinds:
                 print(f"healthy: {name}, seed {seed}: {', '.join(kinds)}", flush=True)

@@ -1,10 +1,15 @@
 """What the gradient says of a step, and whether it is true.
 
-Start with `readings`, the formulas, and then `panel`, which takes them at the right
-moments of a step, `cadence` says how often. `audit` and `truth` compute the loss of a
-step's own batch once more, by `recompute`. `noise` and `per_sample` say how much of a
-gradient is noise, `sharpness` how the loss curves, and `findings` what all this means
-in plain sentences.
+Start with `tags`, the table of all readings, and with `readings`, the formulas for the
+gradient and the update of a step. `audit` and `truth` compute the loss of the step's
+own batch once more, by `recompute`. `noise` says how much of a gradient is noise, from
+the norms of `per_sample`, for which `layer_hooks` watches the layers. `sharpness` says
+how strongly the loss curves.
+
+`panel` has them read at the right moments of a step (`watch`), as often as `cadence`
+says: each step is an `observation`, and what later ones need of it a `memory`.
+`findings` says what all this means in plain sentences, by `rules` that ask the
+`history` of a run.
 
 This room imports the book alone, and never changes a training.
 """

@@ -46,7 +46,7 @@ class PerSampleNorms:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._model, self._has_watched = model, False
         self._survey()
 
     def _survey(self) -> None:
@@ -69,7 +69,7 @@ class PerSampleNorms:
         modes = [parameter.requires_grad for parameter in self._parameters]
         return modes + [module.training for module in self._batch_norms]
 
-    def watch(self, *, check: bool = True) -> Self:
+    def watch(self, *, check: bool | None = None) -> Self:
         """Watch the passes of one step, until `close` or the end of a `with` block.
 
         Earlier steps are forgotten.
@@ -77,9 +77,11 @@ class PerSampleNorms:
         Args:
             check: Whether to make sure that the addends add up to the gradient. They do
                 not where a parameter is used outside of its layer, or the loss has a
-                term, such as a penalty, that belongs to no sample. For a loop that does
-                the same in every step, once is enough.
+                term, such as a penalty, that belongs to no sample. By default the first
+                step is checked: a loop does the same in every one.
         """
+        check = not self._has_watched if check is None else check
+        self._has_watched = True
         if self._modes() != self._surveyed:
             self._survey()
         for watcher in self._watchers:

@@ -1,9 +1,4 @@
-"""The instrument panel: has every instrument read chosen steps at the right moments.
-
-The first instruments look at vectors that are there anyway: gradient, update and
-parameters. The audits compute the loss of the step's batch again. None of them changes
-the training.
-"""
+"""The instrument panel: has every instrument read chosen steps at the right moments."""
 
 import math
 import time
@@ -64,7 +59,7 @@ class Panel:
         self._model, self._optimizer = model, optimizer
         self._parameters = Parameters(model, optimizer)
         self._memory = Memory.begin(self._parameters.theta())
-        self._sample_norms: PerSampleNorms | None = None
+        self._sample_norms = PerSampleNorms(model)
         self._unread = Unread(self._pass_over)
 
     def step(
@@ -101,14 +96,10 @@ class Panel:
         is_last: bool = False,
         autocast: torch.dtype | None = None,
     ) -> Iterator[Watch | Unread]:
-        """Watch a step of anybody's loop: its gradient is read by `optimizer.step`.
+        """Watch a step of anybody's loop, as `step` does.
 
-        Args:
-            number: The step, from 1.
-            loss_of: As for `step`.
-            num_samples: In the step's batch; without it there is no noise scale.
-            is_last: As for `step`.
-            autocast: As for `step`.
+        The loop tells nothing: the gradient is read when it calls `optimizer.step`.
+        `num_samples` are in the batch; without it there is no noise scale.
         """
         step = self.step(number, loss_of, is_last=is_last, autocast=autocast)
         with step as watch:
@@ -191,19 +182,14 @@ class Panel:
             if autocast is not None:
                 full = BatchLoss(self._model, loss_of)
             watch = Watch(plan, same, full, self._observe)
-            norms = self._watch_samples() if "noise" in plan.due else None
-        with norms or nullcontext():
+            reads_noise = "noise" in plan.due
+            samples = self._sample_norms.watch() if reads_noise else nullcontext()
+        with samples:
             yield watch
         with self._timed():
-            self.seconds += norms.seconds if norms is not None else 0.0
+            self.seconds += self._sample_norms.seconds if reads_noise else 0.0
             if watch.observation is not None:
                 self._conclude(watch, watch.observation)
-
-    def _watch_samples(self) -> PerSampleNorms:
-        """Have the backward pass measure the gradients of single samples."""
-        is_first = self._sample_norms is None
-        self._sample_norms = self._sample_norms or PerSampleNorms(self._model)
-        return self._sample_norms.watch(check=is_first)
 
     def _observe(
         self, watch: Watch, loss: float, num_samples: int, clip_factor: float | None
@@ -220,7 +206,7 @@ class Panel:
                 gradient=gradient.copy() if plan.keeps_vectors else gradient,
                 before=parameters.theta().copy() if plan.compares else Vector(),
             )
-            if "noise" in plan.due:
+            if "noise" in plan.due and num_samples != 1:  # one sample shows no noise
                 step = replace(step, noise=self._estimate_noise(step))
             if "truth" in plan.due:
                 first_loss = self._memory.first_loss
@@ -232,13 +218,10 @@ class Panel:
     def _estimate_noise(self, step: Observation) -> NoiseEstimate | None:
         """Compare the gradients of single samples with that of the batch."""
         norms, num_samples = self._sample_norms, step.num_samples
-        if norms is None or num_samples == 1:
-            return None
         norms.close()
         mean_square = norms.mean_square(num_samples) if num_samples else None
         if mean_square is None:
-            unknown = "the number of samples in a batch is not known"
-            self.withheld["noise"] = norms.withheld or unknown
+            self.withheld["noise"] = norms.withheld or "num_samples is not known"
             return None
         batch_square = step.unclip(step.gradient.norm.item()) ** 2
         return noise_estimate(mean_square, batch_square, num_samples)

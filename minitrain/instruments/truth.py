@@ -1,11 +1,11 @@
 """Is the gradient true? Differences of the loss tell, along any direction.
 
 Along a unit vector v the loss is a function of one number, phi(t) = L(theta + t v), and
-g . v claims to be its derivative at 0. `finite_difference_gradient` knows it too.
+g . v claims to be its derivative at 0: `finite_difference_gradient` measures that.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -82,33 +82,45 @@ def check_slope(
                 tensor.copy_(torch.add(start, v, alpha=t))
         return loss_of()
 
-    verdicts: list[Slope] = []
+    lengths = (h, h / 10, h / 100) if claimed else (h, h / 2)
     try:
-        for length in (h, h / 10, h / 100) if claimed else (h, h / 2):
-            measured = _derivative_at_0(phi, length)
-            bend = abs(phi(length) - 2 * loss + phi(-length)) / (2 * length)
-            size, rounding = max(abs(claimed), abs(measured)), resolution / length
-            if not size > 4 * rounding:
-                break
-            difference = abs(claimed - measured)
-            allowed = tolerance * size + bend + rounding
-            is_wrong = not difference <= allowed
-            verdicts.append(Slope(claimed, measured, difference / size, is_wrong))
-            if not is_wrong and allowed < size / 2:
-                return verdicts[-1]
-            if sum(verdict.is_wrong for verdict in verdicts) == 2:
-                break
+        slopes = [*_compare(phi, lengths, claimed, loss, resolution, tolerance)]
     finally:
         with torch.no_grad():
             for tensor, start in zip(theta, before, strict=True):
                 tensor.copy_(start)
-    if not verdicts:
+    if not slopes:
         return Slope(claimed, math.nan, math.nan, False)
-    is_wrong = all(verdict.is_wrong for verdict in verdicts)
+    is_wrong = all(slope.is_wrong for slope in slopes)
     if claimed == 0:
-        is_steady = abs(verdicts[-1].measured / verdicts[0].measured - 1) < 0.25
-        is_wrong = is_wrong and len(verdicts) == 2 and is_steady
-    return verdicts[-1]._replace(is_wrong=is_wrong)
+        is_steady = abs(slopes[-1].measured / slopes[0].measured - 1) < 0.25
+        is_wrong = is_wrong and len(slopes) == 2 and is_steady
+    return slopes[-1]._replace(is_wrong=is_wrong)
+
+
+def _compare(
+    phi: Callable[[float], float],
+    lengths: Sequence[float],
+    claimed: float,
+    loss: float,
+    resolution: float,
+    tolerance: float,
+) -> Iterator[Slope]:
+    """Yield the slope measured over each length, until it is clear or out of sight."""
+    num_wrong = 0
+    for h in lengths:
+        measured = _derivative_at_0(phi, h)
+        bend = abs(phi(h) - 2 * loss + phi(-h)) / (2 * h)  # half of right - left
+        size, rounding = max(abs(claimed), abs(measured)), resolution / h
+        if not size > 4 * rounding:
+            return
+        difference = abs(claimed - measured)
+        allowed = tolerance * size + bend + rounding
+        is_wrong = not difference <= allowed
+        yield Slope(claimed, measured, difference / size, is_wrong)
+        num_wrong += is_wrong
+        if num_wrong == 2 or (not is_wrong and allowed < size / 2):
+            return
 
 
 def _derivative_at_0(phi: Callable[[float], float], h: float) -> float:
@@ -137,7 +149,7 @@ def check_slopes(
     """
     theta, generator = step.parameters.theta(), torch.Generator().manual_seed(0)
     loss, split = loss_of(), step.parameters.split
-    resolution = loss_of.resolution(step.loss, first_loss or step.loss)
+    resolution = loss_of.resolution(step.loss, first_loss)
     blocks = {tags.WHOLE: (theta, step.gradient)}
     for name, p, g in zip(
         step.parameters.names(), split(theta), split(step.gradient), strict=True

@@ -554,3 +554,71 @@ def test_a_run_that_is_made_longer_reads_what_a_long_one_reads() -> None:
     short = readings(1, parts)
     assert short.pop(10) != whole[10], "the last step of the short run is read"
     assert short | {10: whole[10]} | readings(2, parts, start=10) == whole
+
+
+def clipped_run(epochs: int, cadence: Cadence) -> tuple[nn.Module, Panel]:
+    """Ten clipped steps, the last of which ends the run or does not."""
+    model = mlp()
+    optimizer = SGD(ParameterVector(model), lr=0.1, momentum=0.9)
+    panel = Panel(model, optimizer, cadence)
+    steps = train(
+        model, optimizer, data(), LOSS, epochs=epochs, clip_norm=0.9, watcher=panel
+    )
+    for step in steps:
+        if step.number == 10:
+            break
+    return model, panel
+
+
+def plain(value: Any) -> Any:
+    """A state without its seconds, with lists in the place of tensors."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items() if k != "seconds"}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+@pytest.mark.parametrize("every", [3, 11, 20])
+def test_reading_the_last_step_beyond_the_cadence_writes_nothing(every: int) -> None:
+    cadence = Cadence(look=every, audit=every, truth=0, noise=every)
+    (_, last), (_, passed) = clipped_run(1, cadence), clipped_run(2, cadence)
+    assert plain(last.state_dict()) == plain(passed.state_dict())
+    assert last.state_dict()["clipping"][0] == (1 if every == 3 else 9)
+
+
+def test_measuring_what_readings_cost_leaves_panel_and_model_as_they_were() -> None:
+    model, panel = clipped_run(2, Cadence(look=11, audit=3, truth=5, noise=3))
+    (x, y), kept = next(iter(data().epoch(1))), copied(panel.state_dict())
+    before = fingerprint(model.state_dict())
+    panel.fit(lambda: LOSS(model(x), y), 16, budget=0.02)
+    assert plain(panel.state_dict()) == plain(kept) and kept["previous"] is not None
+    assert panel.seconds == kept["seconds"]
+    assert fingerprint(model.state_dict()) == before
+    assert all(not p.grad.any() for p in model.parameters())
+
+
+def test_what_gives_no_reading_says_why_and_is_asked_no_more() -> None:
+    model, (x, y) = Everything(), next(iter(data().epoch(1)))
+    panel = Panel(model, SGD(ParameterVector(model), lr=0.1), EVERYTHING)
+    assert panel.withheld == {}
+    cadence = panel.fit(lambda: LOSS(model(x), y), 16, budget=0.02)
+    reason = "layers.2: BatchNorm2d mixes the samples"
+    assert panel.withheld == {"noise": reason}
+    assert cadence.noise == 0 and all(cadence[:3])
+
+
+def test_a_loop_of_ones_own_has_the_noise_where_it_tells_how_many_samples() -> None:
+    for told in (0, 16):
+        model, (x, y) = mlp(), next(iter(data().epoch(1)))
+        optimizer = SGD(ParameterVector(model), lr=0.1)
+        panel = Panel(model, optimizer)
+
+        def loss(model: nn.Module = model, x: Tensor = x, y: Tensor = y) -> Tensor:
+            return LOSS(model(x), y)
+
+        with panel.watch(1, loss, num_samples=told) as watch:
+            loss().backward()
+            optimizer.step()
+        assert ("noise/signal_share" in watch.readings) == bool(told)
+        assert panel.withheld == ({} if told else {"noise": "num_samples is not known"})
