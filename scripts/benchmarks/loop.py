@@ -82,12 +82,12 @@ def panel_rows(rounds: int) -> Iterator[Row]:
             note=f"its own figure: {on.panel_seconds / theirs[-1]:.3f}"
         )
         passes = Passes(make_model, inputs[:6400], labels[:6400])
-        name = f"{make_model.__name__}, gradients with the samples' lengths"
+        name = f"{make_model.__name__}, gradients with the samples' norms"
         yield compare(name, passes.watched, "without", passes.bare, rounds)
 
 
 class Passes:
-    """A hundred forward and backward passes, with the samples' lengths or without."""
+    """A hundred forward and backward passes, with the samples' norms or without."""
 
     def __init__(
         self, make_model: Callable[[], nn.Module], inputs: Tensor, labels: Tensor
