@@ -15,12 +15,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from benchmarks import growth, loop, optimizer, peers, processes, time_to_99
+from benchmarks import loop, optimizer, peers, processes, time_to_99
 from benchmarks.compare import Row
 
-Section = Literal[
-    "sgd", "loop", "panel", "time-to-99", "start", "memory", "growth", "peers"
-]
+Section = Literal["sgd", "loop", "panel", "time-to-99", "start", "memory", "peers"]
 SECTIONS: dict[Section, Callable[[int], Iterator[Row]]] = {
     "sgd": optimizer.rows,
     "loop": loop.rows,
@@ -28,7 +26,6 @@ SECTIONS: dict[Section, Callable[[int], Iterator[Row]]] = {
     "time-to-99": time_to_99.rows,
     "start": processes.start_rows,
     "memory": processes.memory_rows,
-    "growth": growth.rows,
     "peers": peers.rows,
 }
 
@@ -61,7 +58,6 @@ def main(
     as_json: Annotated[
         tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(name="json")
     ] = False,
-    output: Path | None = None,
 ) -> int:
     """Measure, and print a table.
 
@@ -70,7 +66,6 @@ def main(
         rounds: How often each side runs.
         threads: Threads of torch; 0 leaves it to torch.
         as_json: Print JSON in place of the table.
-        output: A PNG file for the growth rows.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -86,8 +81,6 @@ def main(
     if as_json:
         rows = {name: [r._asdict() for r in found] for name, found in measured.items()}
         print(json.dumps({"machine": machine(), "rows": rows}))
-    if output is not None:
-        growth.draw(measured.get("growth", []), output)
     return 0
 
 

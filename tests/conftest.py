@@ -1,6 +1,8 @@
 """Fixtures shared by all tests."""
 
 import os
+import random
+import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,14 @@ for number in SIGNALS:
 
 # The tensors here are small: threads would wait for each other, not work together.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """A new seed for every test run; a failed one is replayed by $MINITRAIN_SEED."""
+    seed = os.environ.get("MINITRAIN_SEED") or secrets.token_hex(4)
+    print(f"MINITRAIN_SEED={seed}")
+    return random.Random(seed)
 
 
 @pytest.fixture(scope="session")

@@ -4,25 +4,13 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from harness.networks import network, tensors
+from torch import nn
 
 from minitrain.batches import Batches
 from minitrain.evaluation import evaluate, predict, worst_mistakes
 
 cross_entropy = nn.functional.cross_entropy
-
-
-def tensors(num: int = 23) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(num, 6, generator=generator)
-    return inputs, torch.randint(4, (num,), generator=generator)
-
-
-def network(dropout: float = 0.0) -> nn.Sequential:
-    torch.manual_seed(1)
-    return nn.Sequential(
-        nn.Linear(6, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 4)
-    )
 
 
 def test_evaluate_averages_over_samples_and_restores_every_mode() -> None:

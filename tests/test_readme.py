@@ -27,7 +27,7 @@ def test_the_core_is_a_numbered_list_and_every_room_has_a_row() -> None:
     package = ROOT / "minitrain"
     files = {f"minitrain/{path.name}" for path in package.glob("[!_]*.py")}
     rooms = {f"minitrain/{path.parent.name}/" for path in package.glob("*/__init__.py")}
-    assert files | rooms == set(named)
+    assert files | rooms <= set(named)
     numbered = re.findall(r"^(\d+)\. `minitrain/(\w+)\.py`", README, re.MULTILINE)
     assert [int(number) for number, _ in numbered] == [*range(1, 12)]
 

@@ -7,7 +7,6 @@ import copy
 import inspect
 import io
 import math
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_sgd import (
+from harness.optimizers import (
     EVERYTHING,
     LRS,
     OPTIONS,
@@ -28,6 +27,7 @@ from test_sgd import (
     first_difference,
     give_gradients,
     parameters_of,
+    pickled,
     snapshot,
     twins,
     two_groups,
@@ -291,10 +291,6 @@ def test_old_checkpoint_equals_torch():
     for optimizer in pair:
         optimizer.load_state_dict(copy.deepcopy(state))
     assert first_difference(*pair, give_gradients, range(6, 16)) is None
-
-
-def pickled(value: Any) -> Any:
-    return pickle.loads(pickle.dumps(value))
 
 
 @each("copied", [copy.deepcopy, pickled])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness.networks import network, tensors
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -19,19 +20,6 @@ from minitrain.training import NotFiniteError, train
 from minitrain.vector import ParameterVector
 
 cross_entropy = nn.functional.cross_entropy
-
-
-def tensors(num: int = 23) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(num, 6, generator=generator)
-    return inputs, torch.randint(4, (num,), generator=generator)
-
-
-def network(dropout: float = 0.0) -> nn.Sequential:
-    torch.manual_seed(1)
-    return nn.Sequential(
-        nn.Linear(6, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 4)
-    )
 
 
 def bare_loop(model: nn.Module, batches, epochs: int, **options) -> list[float]:

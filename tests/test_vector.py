@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_sgd import each, first_difference, training_twins
-from test_sgd_optimizer import pickled
+from harness.optimizers import each, first_difference, pickled, training_twins
 from torch import Tensor, nn
 
 from minitrain.sgd import SGD

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from minitrain.experiment.settings import Settings
+from minitrain.rule import Rule, equation
 from minitrain.runs.folder import check_unused, create_folder
 from minitrain.system.errors import SettingsError, StorageError
 
@@ -118,10 +119,12 @@ def run(walk: Walk) -> int:
     title = f"$f(x, y) = {example.formula}$\n{how}"
     if trajectory.diverged is not None:
         title += f", diverged at step {trajectory.diverged}"
-    equation = describe(example, trajectory, lr, walk)
+    text = describe(
+        example, trajectory, Rule(lr, walk.momentum, nesterov=walk.nesterov)
+    )
     folder = create_folder(walk.run_dir, f"descend-{walk.function}")
     try:
-        keep(folder, example, trajectory, title, equation)
+        keep(folder, example, trajectory, title, text)
     except OSError as error:
         raise StorageError(f"cannot write the run directory: {error}") from None
 
@@ -161,23 +164,15 @@ def keep(
             board.log(step, {"value": value, "grad_norm/global": norm})
 
 
-def describe(
-    example: "Example", trajectory: "Trajectory", lr: float, walk: Walk
-) -> str:
-    """The rule of the walk and its first step in numbers, as Markdown."""
+def describe(example: "Example", trajectory: "Trajectory", rule: Rule) -> str:
+    """Write the rule of the walk and its first step in numbers, as Markdown."""
     lines = [f"f(x, y) = {example.formula}", ""]
-    gradient, buffer = "grad f(theta)", "momentum * b"
-    if walk.momentum == 0:
-        lines.append(f"theta <- theta - lr * {gradient}")
-    else:
-        towards = f"({gradient} + {buffer})" if walk.nesterov else "b"
-        lines.append(f"b <- {buffer} + {gradient}, at first b <- {gradient}")
-        lines.append(f"theta <- theta - lr * {towards}")
+    lines += equation(rule, function="f").splitlines()
     if len(trajectory.points) > 1:
         # At first b is the gradient, which Nesterov adds once more, times momentum.
-        direction = trajectory.gradients[0] * (1 + walk.momentum * walk.nesterov)
+        direction = trajectory.gradients[0] * (1 + rule.momentum * rule.nesterov)
         before, after = map(_point, trajectory.points[:2])
-        lines += ["", f"{after} = {before} - {lr:g} * {_point(direction)}"]
+        lines += ["", f"{after} = {before} - {rule.lr:g} * {_point(direction)}"]
     return "\n".join(f"    {line}" for line in lines)
 
 

@@ -14,9 +14,7 @@ SCRIPTS = Path(__file__).parents[1]
 TRAIN = str(SCRIPTS / "train.py")
 
 FIRST_STEP = """
-from minitrain.experiment import build
-from minitrain.experiment import builtin
-from minitrain.experiment import runner
+from minitrain.experiment import build, runner
 from minitrain.experiment.settings import Config
 train = build.train
 def first(*arguments, **options):
@@ -27,6 +25,7 @@ runner.run(Config())
 """
 BARE = """
 import torch
+from minitrain.experiment import builtin
 torch.set_num_threads(1)
 mnist = builtin.load_data("mnist")
 inputs, labels = mnist.inputs(mnist.train), mnist.train.labels
@@ -43,14 +42,17 @@ for indices in torch.randperm(len(inputs)).split(64):
 
 
 def _run(*words: str) -> None:
+    """Run Python to its end, which may be that of a wrong setting."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, *words],
             cwd=folder,
             capture_output=True,
+            text=True,
             env={**os.environ, "PYTHONPATH": str(SCRIPTS.parent)},
-            check=False,
         )
+    if done.returncode not in (0, 2):
+        raise RuntimeError(done.stderr)
 
 
 def start_rows(rounds: int) -> Iterator[Row]:

@@ -9,7 +9,6 @@ import os
 import pty
 import random
 import re
-import secrets
 import shlex
 import shutil
 import signal
@@ -22,7 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from harness.runs import command, contents, points, start, verified
+from harness.files import contents
+from harness.runs import command, points, start, verified
 
 from minitrain.experiment import runner
 from minitrain.experiment.reading import parse
@@ -37,14 +37,6 @@ pytestmark = [
     pytest.mark.usefixtures("few_digits"),
     pytest.mark.skipif(os.name != "posix", reason="needs POSIX's signals and mounts"),
 ]
-
-
-@pytest.fixture
-def rng() -> random.Random:
-    """A new seed for every test run; a failed one is replayed by $MINITRAIN_SEED."""
-    seed = os.environ.get("MINITRAIN_SEED") or secrets.token_hex(4)
-    print(f"MINITRAIN_SEED={seed}")
-    return random.Random(seed)
 
 
 def summary_of(folder: Path) -> dict:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torchvision
-from small_sets import Small, random_examples
+from harness.small_sets import Small, random_examples
 
 from minitrain.datasets import digits, mnist
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness.runs import contents
-from small_sets import FILES, Small, equal, random_examples
+from harness.files import contents, flipped
+from harness.small_sets import FILES, Small, equal, random_examples
 
 from minitrain.datasets import cache, digits
 from minitrain.datasets import mnist as source
@@ -27,18 +27,12 @@ def test_small_set_is_read_then_cached(small: Small, monkeypatch: pytest.MonkeyP
     assert equal(source.mnist(small.root), small.examples)
 
 
-def flipped(content: bytes, position: int) -> bytes:
-    return (
-        content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :]
-    )
-
-
 def test_damaged_cache_is_made_anew_wherever_a_byte_flips(small: Small):
     source.mnist(small.root)
     whole = small.cache.read_bytes()
     noticed = 0
     for position in range(0, len(whole), len(whole) // 100):
-        damaged = flipped(whole, position)
+        damaged = flipped(whole, 8 * position)
         small.cache.write_bytes(damaged)
         assert equal(source.mnist(small.root), small.examples), position
         noticed += small.cache.read_bytes() != damaged

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_sets import random_examples
+from harness.small_sets import random_examples
 
 from minitrain.datasets.dataset import Dataset
 

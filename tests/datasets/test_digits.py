@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_sets import equal, random_examples
+from harness.small_sets import equal, random_examples
 from torch import Tensor
 
 from minitrain.datasets import digits

@@ -18,7 +18,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from harness.runs import PANEL, SCRIPT, contents, points
+from harness.files import contents
+from harness.runs import PANEL, SCRIPT, points
 
 from minitrain.cli.train import train as train_command
 from minitrain.experiment import build, journal, runner

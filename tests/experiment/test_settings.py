@@ -3,7 +3,6 @@
 import os
 import re
 import runpy
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from harness.commands import ROOT, in_a_process
 
 from minitrain import schedules
 from minitrain.experiment import builtin
@@ -27,8 +27,7 @@ from minitrain.experiment.settings import (
 )
 from minitrain.system.errors import SettingsError
 
-REPOSITORY = Path(__file__).parents[2]
-SCRIPT = REPOSITORY / "scripts" / "train.py"
+SCRIPT = ROOT / "scripts" / "train.py"
 
 CHANGED = Config(
     run_dir=Path('runs/a "quoted" é\\folder'),
@@ -127,7 +126,7 @@ def test_written_settings_are_complete():
 
 
 @pytest.mark.parametrize(
-    "path", sorted((REPOSITORY / "experiments").glob("*.toml")), ids=lambda p: p.stem
+    "path", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda p: p.stem
 )
 def test_experiments_can_be_read(path: Path):
     assert parse([str(path)]) == read(path)
@@ -361,19 +360,8 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]):
 # The real command
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=os.environ | {"COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 def test_command_refuses_in_one_line(tmp_path: Path):
-    done = command(tmp_path, str(SCRIPT), "--optimizer.lr", "-1")
+    done = in_a_process(SCRIPT, "--optimizer.lr", -1, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: optimizer.lr = -1.0: must be greater than 0\n"
     assert tree(tmp_path) == []
@@ -394,7 +382,7 @@ try:
 finally:
     print("slow:", *{{"torch", "torchvision", "matplotlib"}} & {{*sys.modules}})
 """
-    done = command(tmp_path, "-c", program)
+    done = in_a_process("-c", program, cwd=tmp_path)
     assert done.returncode == code
     assert done.stdout.splitlines()[-1] == "slow:"
     assert tree(tmp_path) == []

@@ -34,13 +34,6 @@ def points(folder: Path) -> dict[tuple[str, int], float]:
     return {k: 0.0 if k[0].startswith(timed) else v for k, v in found}
 
 
-def contents(folder: Path) -> dict[Path, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {
-        path: path.read_bytes() for path in files if path.name.lstrip(".") != "lock"
-    }
-
-
 def verified(folder: Path) -> set[int]:
     """The steps in a folder, after an inspection that uses no code of minitrain."""
     steps = set()

@@ -8,7 +8,6 @@ import os
 import pickle
 import random
 import re
-import secrets
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness.files import contents, flipped
 from harness.runs import verified
 
 from minitrain.fingerprint import fingerprint
@@ -47,22 +47,9 @@ on_posix = pytest.mark.skipif(os.name != "posix", reason="needs fork, as POSIX h
 
 
 @pytest.fixture
-def rng() -> random.Random:
-    """A new seed for every test run; a failed one is replayed by $MINITRAIN_SEED."""
-    seed = os.environ.get("MINITRAIN_SEED") or secrets.token_hex(4)
-    print(f"MINITRAIN_SEED={seed}")
-    return random.Random(seed)
-
-
-@pytest.fixture
 def unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Damage is found by the hash: what is damaged must never reach the parser."""
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("was parsed"))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def forge(folder: Path, data: bytes) -> Path:
@@ -137,12 +124,6 @@ def test_rotation_removes_no_links(tmp_path: Path):
 
 
 # Damage
-
-
-def flipped(data: bytes, bit: int) -> bytes:
-    damaged = bytearray(data)
-    damaged[bit // 8] ^= 1 << bit % 8
-    return bytes(damaged)
 
 
 @pytest.mark.usefixtures("unparsed")

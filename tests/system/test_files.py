@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from harness.files import contents
 
 from minitrain.runs.folder import check_unused, create_folder
 from minitrain.system.errors import RunDirectoryError, StorageError
@@ -22,10 +23,6 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if request.param is not None:
         path.write_bytes(request.param)
     return path
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def test_new_content_takes_the_place_of_the_old(path: Path):
