@@ -18,7 +18,8 @@ from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from torch.utils.tensorboard import summary as torch_summary
 
-from minitrain.runs.events import Event, EventFile, first_record, keep_until
+from minitrain.runs.events import Event, EventFile, first_record
+from minitrain.runs.history import keep_until
 
 FLUSH_SECONDS = 0.5
 """A point is on disk at the latest this long after `log` or `beat` could see it."""

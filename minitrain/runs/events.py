@@ -1,7 +1,6 @@
-"""Event files: how TensorBoard's records are framed, written, read and kept."""
+"""Event files: how TensorBoard's records are framed, written and read."""
 
 import mmap
-import operator
 import os
 import struct
 import time
@@ -15,8 +14,7 @@ import crc32c
 from google.protobuf.message import DecodeError
 from tensorboard.compat.proto import event_pb2
 
-from minitrain.runs.tags import AT_THE_END
-from minitrain.system.files import open_regular, replacing
+from minitrain.system.files import open_regular
 from minitrain.system.terminal import warn
 
 # Classes that protobuf makes at run time, where no type checker sees them.
@@ -138,60 +136,7 @@ class EventFile:
         self._is_failing = True
 
 
-def keep_until(step: int, folder: Path, path: Path) -> None:
-    """Gather the events up to a step, of all files in a folder, in one file.
-
-    The order of steps decides, not that of clocks or names, which can go backwards.
-    Old files are removed when the new one is complete. One of which a part cannot be
-    read is kept, renamed `*.corrupt`, and one that cannot be opened stays; both are
-    told. What is no file is ignored.
-
-    Args:
-        step: The last one to keep.
-        folder: Where the event files are.
-        path: The new file.
-
-    Raises:
-        OSError: The new file cannot be written, or an old one not be removed.
-    """
-    kept, scans = [(0, first_record())], {}
-    for file in sorted(folder.glob("events.out.tfevents.*")):
-        try:
-            if file.is_file():
-                scans[file] = _scan(file)
-        except OSError as error:
-            warn(f"warning: points for TensorBoard may be missing: {error}")
-    # A copy that a kill left beside the original has the same bytes: once is enough.
-    for record in dict.fromkeys(r for scan in scans.values() for r in scan.records):
-        event = Event.FromString(record)
-        # The end comes anew: how the run ended, and what is told and shown then.
-        is_end = any(
-            value.tag in AT_THE_END or value.HasField("image")
-            for value in event.summary.value
-        )
-        if event.summary.value and event.step <= step and not is_end:
-            kept.append((event.step, record))
-    with replacing(path) as file:
-        for _, record in sorted(kept, key=operator.itemgetter(0)):
-            file.write(framed(record))
-    for file, scan in scans.items():
-        # A kill cuts off the last record, but what belongs to a checkpoint was on disk
-        # before: the end matters where it comes too early.
-        num_bytes = scan.num_damaged + (scan.num_at_end if scan.last < step else 0)
-        if not num_bytes:
-            file.unlink()
-            continue
-        # TensorBoard reads whatever has "tfevents" in its name.
-        corrupt = file.with_name(f"{file.name.replace('.tfevents', '')}.corrupt")
-        file.rename(corrupt)
-        warn(
-            f"warning: points for TensorBoard after step {scan.last_before} may be "
-            f"missing: {num_bytes} bytes of {file} cannot be read; it is kept as "
-            f"{corrupt.name}"
-        )
-
-
-class _Scan(NamedTuple):
+class Scan(NamedTuple):
     """What an event file holds."""
 
     records: list[bytes]
@@ -206,7 +151,7 @@ class _Scan(NamedTuple):
     """Bytes after the last record."""
 
 
-def _scan(path: Path) -> _Scan:
+def scan(path: Path) -> Scan:
     """Read the records of an event file, also those behind a damaged one.
 
     Raises:
@@ -215,7 +160,7 @@ def _scan(path: Path) -> _Scan:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
-            return _Scan([], 0, 0, 0, 0)
+            return Scan([], 0, 0, 0, 0)
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     records: list[bytes] = []
     last = last_before = num_damaged = end = 0
@@ -230,7 +175,7 @@ def _scan(path: Path) -> _Scan:
                 continue
             records.append(record)
             last_before = last_before if num_damaged else last
-    return _Scan(records, last, last_before, num_damaged, size - end)
+    return Scan(records, last, last_before, num_damaged, size - end)
 
 
 def _split(data: mmap.mmap) -> Iterator[tuple[int, bytes]]:

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from minitrain.runs import events
 from minitrain.runs.board import Board
 from minitrain.runs.events import EventFile, framed
+from minitrain.runs.history import read_curves
 
 resource = pytest.importorskip("resource", reason="limits are POSIX's")
 
@@ -277,3 +278,31 @@ def test_a_giant_hole_is_not_searched_for_ever(tmp_path: Path):
     path = write(tmp_path, range(1, 6))
     os.truncate(path, 10**10)
     assert resume(tmp_path, 5) == {step: step for step in range(1, 7)}
+
+
+# Curves, read to be drawn
+
+
+def test_curves_are_read_in_the_order_of_steps_and_once(tmp_path: Path):
+    write(tmp_path, range(4, 7))
+    path = write(tmp_path / "earlier", range(1, 4))
+    (tmp_path / "events.out.tfevents.9").write_bytes(path.read_bytes())
+    (tmp_path / "events.out.tfevents.99").write_bytes(path.read_bytes())
+    assert read_curves(tmp_path) == {"loss": ([*range(1, 7)], [*range(1, 7)])}
+
+
+def test_curves_of_a_damaged_file_are_read_and_nothing_is_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = write(tmp_path, range(1, 6))
+    (start, *_) = (len(framed(record)) for record in records(path))
+    damaged = flip(path, 8 * (start + 20))
+    assert read_curves(tmp_path) == {"loss": ([2, 3, 4, 5], [2, 3, 4, 5])}
+    assert "points after step 0 may be missing" in capsys.readouterr().err
+    assert path.read_bytes() == damaged and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "dangling", "empty"])
+def test_without_an_event_file_there_are_no_curves(kind: str, tmp_path: Path):
+    make(kind, tmp_path / "events.out.tfevents.0")
+    assert read_curves(tmp_path) == read_curves(tmp_path / "nowhere") == {}
