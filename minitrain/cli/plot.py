@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 from pydantic import Field
@@ -10,9 +10,6 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from minitrain.experiment.settings import PrintablePath, Settings
 from minitrain.system.errors import SettingsError
-
-if TYPE_CHECKING:
-    from minitrain.pictures.runs import Curve
 
 
 class Plot(Settings):
@@ -42,7 +39,12 @@ def main(arguments: Sequence[str], program: str) -> int:
     asked = tyro.cli(Plot, args=arguments, prog=program, config=[FlagCreatePairsOff])
     if not asked.runs:
         raise SettingsError("no run is named: give the directories of one or more")
+    from minitrain.runs.history import read_curves
+
     curves = {name: read_curves(run) for name, run in _named(asked.runs).items()}
+    for run, found in zip(asked.runs, curves.values(), strict=True):
+        if not found:
+            raise SettingsError(f"{run} holds no TensorBoard scalars")
 
     from minitrain.pictures.runs import draw_runs  # with matplotlib: all is read now
     from minitrain.system.files import replacing
@@ -59,22 +61,3 @@ def _named(runs: Sequence[Path]) -> dict[str, Path]:
     if len(set(names)) < len(names):
         names = [str(run) for run in runs]
     return dict(zip(names, runs, strict=True))
-
-
-def read_curves(run: Path) -> dict[str, "Curve"]:
-    """The steps and the values of a run's scalars, by tag.
-
-    Raises:
-        SettingsError: The folder holds none.
-    """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run), {"scalars": 0}).Reload()
-    tags = events.Tags()["scalars"]
-    if not tags:
-        raise SettingsError(f"{run} holds no TensorBoard scalars")
-    points = {tag: events.Scalars(tag) for tag in tags}
-    return {
-        tag: ([point.step for point in found], [point.value for point in found])
-        for tag, found in points.items()
-    }

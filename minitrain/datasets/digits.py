@@ -61,6 +61,9 @@ FRAY = 0.2
 BRIGHTNESS = (0.7, 1.0)
 """Of full white: the pressure of the pen."""
 
+TRAIN_SEED, TEST_SEED = 0, 1
+"""Of the data set `digits`."""
+
 CHUNK = 2000
 """Images drawn at a time, in about 50 MB."""
 
@@ -91,10 +94,15 @@ def draw_digits(num_images: int, *, seed: int) -> tuple[Tensor, Tensor]:
     if num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}")
     generator = Generator().manual_seed(seed)
-    labels = torch.randperm(num_images, generator=generator) % 10
+    labels = _draw_labels(num_images, generator)
     glyphs = torch.stack([_distance(character) for character in "".join(HANDS)])
     chunks = [_draw(glyphs, chunk, generator) for chunk in labels.split(CHUNK)]
     return torch.cat(chunks), labels
+
+
+def _draw_labels(num_images: int, generator: Generator) -> Tensor:
+    """Draw every class as often, to within one image, in random order."""
+    return torch.randperm(num_images, generator=generator) % 10
 
 
 def _distance(character: str) -> Tensor:
@@ -162,11 +170,34 @@ def _draw(glyphs: Tensor, labels: Tensor, generator: Generator) -> Tensor:
 
 
 def digits(root: Path, num_train: int = 60_000, num_test: int = 10_000) -> Dataset:
-    """Digits drawn from the seed, for machines that have no data and no network."""
+    """Draw digits from fixed seeds, for machines that have no data and no network.
+
+    Args:
+        root: The folder to keep them in, in the file minitrain/digits-*.pt.
+        num_train: How many to train on.
+        num_test: How many to test on.
+    """
 
     def draw() -> tuple[Examples, Examples]:
-        train, test = draw_digits(num_train, seed=0), draw_digits(num_test, seed=1)
+        train = draw_digits(num_train, seed=TRAIN_SEED)
+        test = draw_digits(num_test, seed=TEST_SEED)
         return Examples(*train), Examples(*test)
 
+    def are_right(train: Examples, test: Examples) -> bool:
+        return _may_be_drawn(train, TRAIN_SEED) and _may_be_drawn(test, TEST_SEED)
+
     path = root / "minitrain" / f"digits-{num_train}-{num_test}-v{VERSION}.pt"
-    return Dataset("digits", tuple("0123456789"), *cached(path, draw))
+    return Dataset("digits", tuple("0123456789"), *cached(path, draw, are_right))
+
+
+def _may_be_drawn(examples: Examples, seed: int) -> bool:
+    """Whether examples are drawn digits, as their form and all of their labels tell."""
+    images, labels = examples
+    expected = _draw_labels(len(labels), Generator().manual_seed(seed))
+    return (
+        len(labels) > 0
+        and images.shape == (len(labels), SIZE, SIZE)
+        and images.dtype == torch.uint8
+        and labels.dtype == expected.dtype
+        and torch.equal(labels, expected)
+    )

@@ -5,14 +5,14 @@ import http.client
 import os
 import time
 import urllib.request
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
 from minitrain.system.errors import DataError
-from minitrain.system.files import replacing
+from minitrain.system.files import leftovers, open_regular, replacing
 from minitrain.system.lock import locked
 from minitrain.system.terminal import warn
 
@@ -24,8 +24,12 @@ TOTAL_SECONDS = 300.0
 """How long one file may take from one address."""
 
 
-def fetch(path: Path, sha256: str, urls: Sequence[str]) -> None:
-    """Make sure that `path` holds the file with this SHA-256; download it if absent.
+LARGEST = 100_000_000
+"""Bytes of a file: ten times those of the largest that there is to download."""
+
+
+def fetch(path: Path, sha256: str, urls: Iterable[str]) -> bytes:
+    """Read the file with this SHA-256, and download it where it is absent.
 
     A file that is there already is verified and never written to. The addresses are
     tried in turn until one of them sends the right bytes. Of several processes one
@@ -34,32 +38,41 @@ def fetch(path: Path, sha256: str, urls: Sequence[str]) -> None:
     Args:
         path: Where the file is, or will be.
         sha256: Its SHA-256, in hexadecimal digits.
-        urls: Addresses that send it.
+        urls: Addresses that send it; they are asked for only where it is absent.
+
+    Returns:
+        The bytes that have this SHA-256.
 
     Raises:
         DataError: The file there is another one, or no address sends it. The text has
             every address with its reason, and where to put the file by hand.
     """
-    if os.path.exists(path):  # False, not an error, where it cannot be told
-        verify(path, sha256)
-        return
-    folder = path.parent
+    if not os.path.exists(path):  # False, not an error, where it cannot be told
+        with _alone_in(path.parent):
+            if not os.path.exists(path):  # else another process was faster
+                _clear(path)
+                _download_from(urls, path, sha256)
+    return _read(path, sha256)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process downloads into the folder.
+
+    Where the disk has no locks each process downloads for itself.
+    """
 
     def tell(holder: str) -> None:
         warn(f"waiting for {holder}, which downloads into {folder}")
 
     with ExitStack() as stack:
-        with suppress(OSError):  # where a disk has no locks each process downloads
+        with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder / ".lock", tell))
-        if os.path.exists(path):  # another process was faster
-            verify(path, sha256)
-        else:
-            _clear(path)
-            _download_from(urls, path, sha256)
+        yield
 
 
-def _download_from(urls: Sequence[str], path: Path, sha256: str) -> None:
+def _download_from(urls: Iterable[str], path: Path, sha256: str) -> None:
     reasons = []
     for url in urls:
         try:
@@ -77,26 +90,27 @@ def _download_from(urls: Sequence[str], path: Path, sha256: str) -> None:
 def _clear(path: Path) -> None:
     """Remove what downloads of this file left that were killed."""
     with suppress(OSError):
-        for part in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 16}.part"):
+        for part in leftovers(path.parent, path.name):
             part.unlink()
 
 
-def verify(path: Path, sha256: str) -> None:
-    """Verify the SHA-256 of a file.
-
-    Raises:
-        DataError: It has another one, or cannot be read.
-    """
+def _read(path: Path, sha256: str) -> bytes:
+    """Read a file with this SHA-256, or raise DataError."""
+    remedy = "It was left as it is; remove it to download it anew."
     try:
-        with open(path, "rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        with open_regular(path) as file:
+            data = file.read(LARGEST + 1)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+        raise DataError(f"cannot read {path}: {error.strerror}. {remedy}") from None
+    if len(data) > LARGEST:
+        raise DataError(f"{path} is another file: {LARGEST} bytes and more. {remedy}")
+    actual = hashlib.sha256(data).hexdigest()
     if actual != sha256:
         raise DataError(
             f"{path} is damaged or another file: its SHA-256 is\n  {actual}, not\n"
-            f"  {sha256}.\nIt was left as it is; remove it to download it anew."
+            f"  {sha256}.\n{remedy}"
         )
+    return data
 
 
 class _UnexpectedContent(Exception):

@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from minitrain.datasets.dataset import Dataset
 from minitrain.experiment.builtin import build_model, default_threads, load_data
 from minitrain.experiment.reading import flatten, free_keys, from_toml
 from minitrain.experiment.settings import Config
+from minitrain.experiment.state import check_vectors, load_weights
 from minitrain.fingerprint import fingerprint
 from minitrain.instruments.cadence import Cadence
 from minitrain.instruments.findings import Findings
@@ -25,7 +25,7 @@ from minitrain.runs.saver import Stateful
 from minitrain.runs.summary import installed_versions
 from minitrain.schedules import SCHEDULES, warmup
 from minitrain.sgd import SGD
-from minitrain.system.errors import SettingsError
+from minitrain.system.errors import CheckpointError, SettingsError
 from minitrain.training import Step, train
 from minitrain.vector import ParameterVector
 
@@ -84,11 +84,25 @@ class Run:
         """Return the same run with other settings, of those that it is not made of."""
         return dataclasses.replace(self, config=config)
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from the state of a checkpoint, with the options of the settings."""
-        for name, part in self.state.items():
-            if name in state:  # a panel may be new
-                part.load_state_dict(state[name])
+    def restore(self, found: Checkpoint) -> None:
+        """Continue from a checkpoint, with the options of the settings.
+
+        Raises:
+            CheckpointError: Its state does not fit the parts.
+        """
+        try:
+            load_weights(self.model, found.state["model"])
+            if "panel" in found.state:
+                groups = self.optimizer.param_groups
+                parameters = [p for group in groups for p in group["params"]]
+                check_vectors(found.state["panel"], parameters)
+            for name, part in self.state.items():
+                if name != "model" and name in found.state:  # a panel may be new
+                    part.load_state_dict(found.state[name])
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            raise CheckpointError(
+                f"{found.path} does not fit the model that the settings describe"
+            ) from error
         for group in self.optimizer.param_groups:  # lr stays: the schedule sets it
             group.update(self.config.optimizer.model_dump(exclude={"lr"}))
 

@@ -16,6 +16,7 @@ from minitrain.experiment.journal import Journal
 from minitrain.experiment.reading import from_toml, to_toml
 from minitrain.experiment.report import result
 from minitrain.experiment.settings import Config
+from minitrain.experiment.state import check_state, load_weights
 from minitrain.runs import checkpoint, resume
 from minitrain.runs.checkpoint import Checkpoint
 from minitrain.runs.folder import check_unused, create_folder, occupying
@@ -71,9 +72,10 @@ def _resume(built: Run, found: Checkpoint, summary: Summary) -> Run:
     """Continue from a checkpoint; return the run with the cadence measured before.
 
     Raises:
-        CheckpointError: The checkpoint does not fit the model.
+        CheckpointError: The checkpoint is not one of a run, or does not fit the model.
         SettingsError: Settings that change the result differ, and may not.
     """
+    check_state(found)
     config, old = built.config, from_toml(found.state["settings"])
     kept = {
         name: getattr(old.instruments, name)
@@ -152,6 +154,10 @@ def load(run_dir: Path | str) -> nn.Module:
     found, _ = checkpoint.newest(folder)
     if found is None:
         raise CheckpointError(f"{folder} holds no checkpoint")
+    check_state(found)
     model = build_model(from_toml(found.state["settings"]).model)
-    model.load_state_dict(found.state["model"])
+    try:
+        load_weights(model, found.state["model"])
+    except ValueError as error:
+        raise CheckpointError(f"{found.path} cannot be loaded: {error}") from None
     return model.eval()

@@ -1,7 +1,6 @@
 """One step of a run or a walk made once more, for the numbers around one weight."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,20 +14,22 @@ from torch import Tensor, nn
 from minitrain.descent import descend
 from minitrain.experiment.build import Run, build
 from minitrain.experiment.reading import read
+from minitrain.experiment.state import check_state, check_summary
 from minitrain.explain.worked import Held
 from minitrain.fingerprint import fingerprint
 from minitrain.functions import Example
 from minitrain.norms import clip_factor
 from minitrain.rule import Rule
 from minitrain.runs import checkpoint
-from minitrain.runs.checkpoint import Checkpoint
+from minitrain.runs.checkpoint import Checkpoint, DamagedError, UnreadableError
 from minitrain.sgd import sgd_update
 from minitrain.system.errors import (
-    CheckpointError,
     DivergedError,
     SettingsError,
     did_you_mean,
 )
+from minitrain.system.files import open_regular
+from minitrain.system.terminal import warn
 from minitrain.training import Step
 
 
@@ -105,7 +106,7 @@ def replay(
         changed = [str(each) for each in parts.changes_since(start) if not each.is_free]
     _check_changes(summary.get("changes", ()), num_done, step)
     if start is not None:
-        parts.restore(start.state)
+        parts.restore(start)
     steps = parts.train(num_done)
     for _ in islice(steps, step - 1 - num_done):
         pass
@@ -238,20 +239,27 @@ def walk(
 
 
 def _read_checkpoints(folder: Path) -> Iterator[Checkpoint]:
-    """Yield the intact checkpoints of a run, the newest first; others stay in place."""
+    """Yield the intact checkpoints of a run, the newest first; others stay in place.
+
+    Raises:
+        CheckpointError: One is intact and not of a run of this version.
+    """
     for path in reversed(checkpoint.listed(folder / "checkpoints")):
         try:
-            yield checkpoint.load(path)
-        except CheckpointError as error:
-            print(f"{error}; passed over", file=sys.stderr)
+            found = checkpoint.load(path)
+        except (DamagedError, UnreadableError) as error:
+            warn(f"{error}; passed over")
+            continue
+        check_state(found)
+        yield found
 
 
 def _find_summary(folder: Path, kept: Sequence[Checkpoint]) -> dict[str, Any]:
     """Return the summary of a run: as it ended, or that of its newest checkpoint."""
     newest = dict(kept[0].state["summary"]) if kept else {}
-    with suppress(OSError, ValueError):
-        ended = json.loads((folder / "summary.json").read_text())
-        if ended["steps"] >= newest.get("steps", 0):
+    with suppress(OSError, ValueError), open_regular(folder / "summary.json") as file:
+        ended = check_summary(json.load(file))
+        if ended.get("steps", 0) >= newest.get("steps", 0):
             return ended
     return newest
 

@@ -9,8 +9,7 @@ import itertools
 import os
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, SupportsFloat
@@ -19,8 +18,8 @@ from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from torch.utils.tensorboard import summary as torch_summary
 
-from minitrain.runs.events import Event, framed, keep_until
-from minitrain.system.terminal import warn
+from minitrain.runs.events import Event, EventFile, first_record
+from minitrain.runs.history import keep_until
 
 FLUSH_SECONDS = 0.5
 """A point is on disk at the latest this long after `log` or `beat` could see it."""
@@ -42,29 +41,35 @@ SessionEnd: Any = vars(plugin_data_pb2)["SessionEndInfo"]
 
 
 class Board:
-    """The event file of one run, in `folder`; to be closed, or used in a `with`.
+    """The event file of one run, to be closed, or used in a `with`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, Board(Path(folder)) as board:
     ...     board.log(1, {"loss/train": 0.5, "lr": 0.1})
 
-    With `resume_after` the events in the folder up to and including that step are kept
-    and continued, and later ones dropped: a step is there once, whatever happened.
+    A disk that is full for a while costs no point: they wait, and are written later.
 
-    Raises OSError where the file cannot be created.
+    Args:
+        folder: The run directory.
+        resume_after: A step up to which the events in the folder are kept and
+            continued. Later ones are dropped: a step is there once, whatever happened.
+
+    Raises:
+        OSError: The file cannot be created.
     """
 
     def __init__(self, folder: Path, resume_after: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}.{next(_numbers)}"
-        if resume_after is not None:
-            keep_until(resume_after, folder, folder / name)
-        self._file = open(folder / name, "xb" if resume_after is None else "ab")  # noqa: SIM115
-        self._last_flush = time.monotonic()
-        self._failed = False
         if resume_after is None:
-            self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        self._file.flush()
+            (folder / name).touch(exist_ok=False)
+        else:
+            keep_until(resume_after, folder, folder / name)
+        self._file = EventFile(folder / name)
+        self._last_flush = time.monotonic()
+        if resume_after is None:
+            self._file.add(first_record())
+            self._file.flush()
 
     def log(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Write the scalars of a step, as one event; a tensor of one element is one."""
@@ -88,12 +93,12 @@ class Board:
         What was flushed survives the death of the process, by whatever signal.
         """
         self._last_flush = time.monotonic()
-        self._ask(self._file.flush)
+        self._file.flush()
 
     def sync(self) -> None:
         """Flush, and wait until the points are on disk: they survive a power cut."""
-        self.flush()
-        self._ask(lambda: os.fsync(self._file.fileno()))
+        self._last_flush = time.monotonic()
+        self._file.sync()
 
     def text(self, tag: str, markdown: str) -> None:
         """Show a text, in Markdown."""
@@ -107,9 +112,13 @@ class Board:
         self._write_summary(summary, step)
 
     def histogram(self, tag: str, counts: Sequence[float], step: int) -> None:
-        """Show how many values fell between k and k + 1, for counts starting at -48.
+        """Show how large many values are, as a histogram of their log2.
 
-        They are those of `log2_counts`, read from the device.
+        Args:
+            tag: What they are.
+            counts: How many fell between k and k + 1, for k from -48, as `log2_counts`
+                counts them.
+            step: When.
         """
         limits = [float(k - 47) for k in range(len(counts))]
         middles = [limit - 0.5 for limit in limits]
@@ -132,14 +141,20 @@ class Board:
     def start_hparams(
         self, run: str, settings: Mapping[str, bool | float | str], metrics: list[str]
     ) -> None:
-        """Open the run's row in the HParams table; the metrics are tags of scalars."""
+        """Open the row of the run in the HParams table.
+
+        Args:
+            run: The name of the row.
+            settings: What the run was made with.
+            metrics: Tags of the scalars that its columns show.
+        """
         names = [summary_v2.HParam(name) for name in settings]
         tags = [summary_v2.Metric(tag) for tag in metrics]
         self._write_summary(summary_v2.hparams_config_pb(names, tags))
         self._write_summary(summary_v2.hparams_pb(dict(settings), trial_id=run))
 
     def end_hparams(self, succeeded: bool) -> None:
-        """Close the row, with how the run ended."""
+        """Close the row of the run, with how it ended."""
         status = "STATUS_SUCCESS" if succeeded else "STATUS_FAILURE"
         end = SessionEnd(status=Status.Value(status), end_time_secs=time.time())
         value = Summary.Value(
@@ -151,10 +166,7 @@ class Board:
 
     def close(self) -> None:
         """Flush, and close the file."""
-        if not self._file.closed:
-            self.flush()
-            with suppress(OSError):  # what could not be flushed was reported
-                self._file.close()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -168,21 +180,5 @@ class Board:
         self.close()
 
     def _write_summary(self, summary: Any, step: int = 0) -> None:
-        self._write(Event(step=step, wall_time=time.time(), summary=summary))
-
-    def _write(self, event: Any) -> None:
-        data = event.SerializeToString()
-        self._ask(lambda: self._file.write(framed(data)))
-
-    def _ask(self, action: Callable[[], Any]) -> None:
-        """Write, until writing fails: then warn, and let the training go on without."""
-        if self._failed:
-            return
-        try:
-            action()
-        except OSError as error:
-            self._failed = True
-            warn(
-                f"warning: no more points for TensorBoard in {self._file.name}: "
-                f"{error}; training goes on"
-            )
+        event = Event(step=step, wall_time=time.time(), summary=summary)
+        self._file.add(event.SerializeToString())

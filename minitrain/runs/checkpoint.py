@@ -11,21 +11,34 @@ import re
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
+from minitrain import __version__
 from minitrain.system.errors import CheckpointError
-from minitrain.system.files import replacing
+from minitrain.system.files import open_regular, replacing
 
 FORMAT = 2
+"""The form of the state in a file: raised where older states cannot be continued."""
+
+_WRITERS = {1: "an early 0.1.0"}
+"""The versions that write older formats, for states that do not tell by themselves."""
 
 
 _NAME = re.compile(r"step-(\d{8,})\.([0-9a-f]{64})\.pt")
 
 
+class DamagedError(CheckpointError):
+    """The bytes of a checkpoint are not those that were saved."""
+
+
+class UnreadableError(CheckpointError):
+    """A checkpoint cannot be read now; it may be intact."""
+
+
 class Checkpoint(NamedTuple):
-    """A checkpoint that was read: its step, where it is, and what it holds."""
+    """A checkpoint that was read."""
 
     step: int
     path: Path
@@ -33,12 +46,19 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write the state after `step` updates; it is durable when this returns.
+    """Write the state of a run; it is durable when this returns.
 
-    The state is a nested dict of tensors, numbers, strings, lists and None, so that
-    `torch.load(path, weights_only=True)` reads it anywhere.
+    Args:
+        folder: Where the checkpoints of the run are.
+        step: How many updates were made.
+        state: A nested dict of tensors, numbers, strings, lists and None, so that
+            `torch.load(path, weights_only=True)` reads it anywhere.
 
-    Raises OSError where it cannot be written; all other checkpoints stay as they are.
+    Returns:
+        The path of the checkpoint.
+
+    Raises:
+        OSError: It cannot be written; all other checkpoints stay as they are.
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "step": step, **state}, buffer)
@@ -52,66 +72,103 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint, after its bytes were verified.
 
-    Raises CheckpointError where it is damaged, or was not written by `save`.
+    Raises:
+        DamagedError: Its bytes are not those that were saved.
+        UnreadableError: It cannot be read, or is not a file.
+        CheckpointError: It was not written by `save`, or by another version of it.
     """
     match = _NAME.fullmatch(path.name)
     if match is None:
         raise CheckpointError(f"{path.name} is not the name of a checkpoint")
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+            if actual != match[2]:
+                raise DamagedError(
+                    f"{path} is damaged: its {file.tell()} bytes have the SHA-256 "
+                    f"{actual}"
+                )
+            state = _parse(file)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    actual = hashlib.sha256(data).hexdigest()
-    if actual != match[2]:
-        raise CheckpointError(
-            f"{path} is damaged: its {len(data)} bytes have the SHA-256 {actual}"
-        )
-    try:
-        _check_sizes(data)
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception:  # torch's own advice is to load it unsafely: never pass that on
-        state = None
+        raise UnreadableError(f"cannot read {path}: {error.strerror}") from error
     step = int(match[1])
-    if (
-        not isinstance(state, dict)
-        or state.get("format") != FORMAT
-        or state.get("step") != step
-    ):
+    if not isinstance(state, dict) or state.get("step") != step:
         raise CheckpointError(f"{path} was refused: not a checkpoint of minitrain")
+    _check_format(path, state)
     return Checkpoint(step, path, state)
 
 
-def _check_sizes(data: bytes) -> None:
-    """Refuse an archive that would unpack to more than its own size."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > len(data):
-            raise ValueError("the archive is compressed")
+def _parse(file: BinaryIO) -> Any:
+    """Return what an open file holds; None where that is nothing that `save` writes."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            sizes = [entry.file_size for entry in archive.infolist()]
+        if sum(sizes) > file.seek(0, io.SEEK_END):
+            return None  # compressed: it could unpack to any size
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # torch's own advice is to load it unsafely: never pass that on
+        return None
+
+
+def _check_format(path: Path, state: dict[str, Any]) -> None:
+    """Refuse the format of another version, and name the version that reads it."""
+    found = state.get("format")
+    if found == FORMAT:
+        return
+    if type(found) is not int:
+        raise CheckpointError(f"{path} was refused: not a checkpoint of minitrain")
+    writer = _WRITERS.get(found, "another version")
+    with suppress(LookupError, TypeError):
+        writer = str(state["summary"]["versions"]["minitrain"])
+    raise CheckpointError(
+        f"{path} has the format {found}, and minitrain {__version__} reads the format "
+        f"{FORMAT} alone. Nothing was changed: continue with the version that wrote "
+        f"it, minitrain {writer}, or start anew in another directory"
+    )
 
 
 def listed(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, by step, the newest last; strangers are ignored."""
-    if not folder.is_dir():
-        return []
-    named = [(path, _NAME.fullmatch(path.name)) for path in folder.iterdir()]
-    found = [(int(match[1]), path) for path, match in named if match]
-    return [path for _, path in sorted(found) if path.is_file()]
+    """List the checkpoints in a folder by step, the newest last.
+
+    Whatever else is there is ignored, be it a folder, a pipe or a device of that name.
+
+    Raises:
+        CheckpointError: The folder cannot be read.
+    """
+    try:
+        if not folder.is_dir():
+            return []
+        named = [(path, _NAME.fullmatch(path.name)) for path in folder.iterdir()]
+        found = [(int(match[1]), path) for path, match in named if match]
+        return [path for _, path in sorted(found) if path.is_file()]
+    except OSError as error:
+        raise UnreadableError(f"cannot read {folder}: {error.strerror}") from error
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is intact, and what was wrong with newer ones.
+    """Find the newest checkpoint that is intact.
 
-    A damaged one is kept, renamed `*.corrupt` where the folder allows it.
+    A damaged one is passed over and kept, renamed `*.corrupt` where the folder allows
+    it. One that cannot be read is passed over as well. All others are taken or refused:
+    what is whole, but of another version or of nobody's, is left as it is.
 
-    Raises CheckpointError where there are checkpoints and none of them is intact.
+    Returns:
+        The checkpoint, or None where there is none yet; and what was wrong with newer
+        ones.
+
+    Raises:
+        CheckpointError: There are checkpoints and none of them is intact, or the newest
+            intact one is none that this version writes.
     """
     faults = []
     for path in reversed(listed(folder)):
         try:
             return load(path), faults
-        except CheckpointError as error:
+        except UnreadableError as error:
             faults.append(str(error))
-            if isinstance(error.__cause__, OSError):
-                continue  # not read: it may be intact
+        except DamagedError as error:
+            faults.append(str(error))
             with suppress(OSError):  # a read-only disk is no reason not to read
                 path.rename(path.with_name(f"{path.name}.corrupt"))
     damaged = sorted(folder.glob("*.corrupt")) if folder.is_dir() else []
@@ -124,9 +181,32 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, []
 
 
-def rotate(folder: Path, keep: int, best: int) -> None:
-    """Remove all but the newest `keep` checkpoints, that of step `best`, and links."""
-    for path in listed(folder)[:-keep]:
-        step = int(path.name.split("-")[1].split(".")[0])
-        if step != best and not path.is_symlink():
+def rotate(folder: Path, keep: int, best: int, last: int) -> None:
+    """Remove old checkpoints of a run.
+
+    What cannot be read does not count, and is not removed: it may be somebody else's,
+    and a run could not be continued from it. Nor does what is newer than the last one:
+    it was passed over when the run was continued.
+
+    Args:
+        folder: Where the checkpoints of the run are.
+        keep: How many of the newest stay.
+        best: The step of one that stays as well.
+        last: The step of the newest one that counts.
+
+    Raises:
+        OSError: One cannot be removed.
+    """
+    steps = {path: int(path.name[5:].partition(".")[0]) for path in listed(folder)}
+    old = [path for path, step in steps.items() if step <= last]
+    for path in [path for path in old if _can_be_read(path)][:-keep]:
+        if steps[path] != best and not path.is_symlink():
             path.unlink()
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        open_regular(path).close()
+    except OSError:
+        return False
+    return True

@@ -1,25 +1,34 @@
-"""Event files: how TensorBoard's records are framed, kept and read."""
+"""Event files: how TensorBoard's records are framed, written and read."""
 
-import itertools
-import operator
+import mmap
+import os
 import struct
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import crc32c
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto import event_pb2
 
-from minitrain.runs.tags import AT_THE_END
-from minitrain.system.files import replacing
+from minitrain.system.files import open_regular
 from minitrain.system.terminal import warn
 
 # Classes that protobuf makes at run time, where no type checker sees them.
 Event: Any = vars(event_pb2)["Event"]
 
+MOST_WAITING = 2**26
+"""How many bytes wait in memory where they cannot be written: those of hours."""
+
+MOST_SKIPPED = 2**20
+"""How many bytes are searched for the next record where one is damaged."""
+
 
 def framed(data: bytes) -> bytes:
-    """A record of an event file: its length and its bytes, each with its checksum.
+    """Return a record of an event file: length and bytes, each with its checksum.
 
     TensorBoard's own writer adds up the checksum in Python, in 60 times the time.
     """
@@ -28,52 +37,156 @@ def framed(data: bytes) -> bytes:
 
 
 def _checksum(data: bytes) -> bytes:
-    """The CRC-32C, rotated and shifted as the format of TensorFlow's records asks."""
+    """Return the CRC-32C, rotated and shifted as TensorFlow's records have it."""
     crc = crc32c.crc32c(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def keep_until(step: int, folder: Path, path: Path) -> None:
-    """Gather the events up to a step, of all files in the folder, in the one at `path`.
+def first_record() -> bytes:
+    """Return what an event file begins with: the version of its format."""
+    return Event(
+        wall_time=time.time(), file_version="brain.Event:2"
+    ).SerializeToString()
 
-    The order of steps decides, not that of clocks or names, which can go backwards.
-    Old files are removed when the new one is complete.
+
+class EventFile:
+    """An event file that grows, on a disk that may be full for a while.
+
+    What cannot be written waits until it can, and the file ends with a whole record
+    all the time: half of one would hide whatever follows it. That writing fails is told
+    once, and so is that it goes on, with what was lost if too much had to wait.
+
+    Raises:
+        OSError: The file cannot be opened.
     """
-    files = sorted(folder.glob("events.out.tfevents.*"))
-    found = itertools.chain.from_iterable(_records(file, step) for file in files)
-    version = Event(wall_time=time.time(), file_version="brain.Event:2")
-    kept = [(0, version.SerializeToString())]
-    # A copy that a kill left beside the original has the same bytes: once is enough.
-    for record in dict.fromkeys(found):
-        event = Event.FromString(record)
-        # The end comes anew: how the run ended, and what is told and shown then.
-        is_end = any(
-            value.tag in AT_THE_END or value.HasField("image")
-            for value in event.summary.value
-        )
-        if event.summary.value and event.step <= step and not is_end:
-            kept.append((event.step, record))
-    with replacing(path) as file:
-        for _, record in sorted(kept, key=operator.itemgetter(0)):
-            file.write(framed(record))
-    for file in files:
-        file.unlink()
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._size = os.fstat(self._file.fileno()).st_size
+        self._waiting: deque[bytes] = deque()
+        self._num_bytes = 0
+        self._num_lost = 0
+        self._is_failing = False
+
+    def add(self, record: bytes) -> None:
+        """Take in a record, to be written at the next flush."""
+        frame = framed(record)
+        if self._num_bytes + len(frame) > MOST_WAITING:
+            self._num_lost += 1
+            return
+        self._waiting.append(frame)
+        self._num_bytes += len(frame)
+
+    def flush(self) -> None:
+        """Hand all records to the system, which keeps them if the process dies."""
+        if not self._waiting:
+            return
+        try:
+            self._append()
+        except OSError as error:
+            self._note_failure(error)
+            return
+        if self._is_failing:
+            lost = f"; {self._num_lost} were lost" if self._num_lost else ""
+            warn(f"points for TensorBoard are written again to {self.path}{lost}")
+        self._is_failing, self._num_lost = False, 0
+
+    def sync(self) -> None:
+        """Flush, and wait until all is on disk: it survives a power cut."""
+        self.flush()
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._note_failure(error)
+
+    def close(self) -> None:
+        """Flush, and close the file."""
+        if self._file.closed:
+            return
+        self.flush()
+        if num_lost := len(self._waiting) + self._num_lost:
+            warn(f"warning: the last {num_lost} points for TensorBoard were lost")
+        with suppress(OSError):
+            self._file.close()
+
+    def _append(self) -> None:
+        """Write what waits, or as many whole records of it as there is room for."""
+        if self._is_failing:
+            os.ftruncate(self._file.fileno(), self._size)
+        data, num_written = memoryview(b"".join(self._waiting)), 0
+        try:
+            while num_written < len(data):
+                num_written += self._file.write(data[num_written:]) or 0
+        finally:
+            while self._waiting and len(self._waiting[0]) <= num_written:
+                frame = self._waiting.popleft()
+                num_written -= len(frame)
+                self._num_bytes -= len(frame)
+                self._size += len(frame)
+            if num_written:
+                os.ftruncate(self._file.fileno(), self._size)
+
+    def _note_failure(self, error: OSError) -> None:
+        if not self._is_failing:
+            warn(
+                f"warning: points for TensorBoard cannot be written to {self.path}: "
+                f"{error.strerror}; training goes on, and they wait"
+            )
+        self._is_failing = True
 
 
-def _records(file: Path, step: int) -> list[bytes]:
-    """The records of an event file; warns where one up to this step may be damaged.
+class Scan(NamedTuple):
+    """What an event file holds."""
 
-    A kill cuts off the last one, but what belongs to a checkpoint was on disk before.
+    records: list[bytes]
+    """Those that are whole, each of them an event."""
+    last: int
+    """The last step."""
+    last_before: int
+    """The last step before anything that cannot be read."""
+    num_damaged: int
+    """Bytes between records that cannot be read, or are of records that are none."""
+    num_at_end: int
+    """Bytes after the last record."""
+
+
+def scan(path: Path) -> Scan:
+    """Read the records of an event file, also those behind a damaged one.
+
+    Raises:
+        OSError: It cannot be read.
     """
-    # Slow to import, and of no use to a run that begins.
-    from tensorboard.backend.event_processing import event_file_loader
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            return Scan([], 0, 0, 0, 0)
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    records: list[bytes] = []
+    last = last_before = num_damaged = end = 0
+    with data:
+        for start, record in _split(data):
+            num_damaged += start - end
+            end = start + len(framed(record))
+            try:
+                last = max(last, Event.FromString(record).step)
+            except DecodeError:
+                num_damaged += len(framed(record))
+                continue
+            records.append(record)
+            last_before = last_before if num_damaged else last
+    return Scan(records, last, last_before, num_damaged, size - end)
 
-    records = list(event_file_loader.RawEventFileLoader(str(file)).Load())
-    unread = file.stat().st_size - sum(len(record) + 16 for record in records)
-    last = max((Event.FromString(record).step for record in records), default=0)
-    if unread and last < step:
-        warn(
-            f"warning: {file} cannot be read to its end, {unread} bytes: points for "
-            f"TensorBoard after step {last} may be missing"
-        )
-    return records
+
+def _split(data: mmap.mmap) -> Iterator[tuple[int, bytes]]:
+    """Yield where each whole record starts, and its bytes without their frame."""
+    at, searched = 0, 0
+    while at + 16 <= len(data) and searched <= MOST_SKIPPED:
+        if data[at + 8 : at + 12] == _checksum(data[at : at + 8]):
+            (length,) = struct.unpack_from("<Q", data, at)
+            record = data[at + 12 : at + 12 + length]
+            if data[at + 12 + length : at + 16 + length] == _checksum(record):
+                yield at, record
+                at, searched = at + 16 + length, 0
+                continue
+        at, searched = at + 1, searched + 1

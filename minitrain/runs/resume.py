@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from minitrain.runs import checkpoint
 from minitrain.runs.checkpoint import Checkpoint
 from minitrain.runs.summary import Summary
-from minitrain.system.errors import CheckpointError, SettingsError
+from minitrain.system.errors import SettingsError
 from minitrain.system.terminal import say
 
 MACHINE = {"device", "threads", "python", "torch"}
@@ -87,27 +87,22 @@ def check_changes(changed: Sequence[Change], allowed: bool) -> None:
 
 def restore(
     found: Checkpoint,
-    load: Callable[[Mapping[str, Any]], None],
+    load: Callable[[Checkpoint], None],
     summary: Summary,
     changed: Sequence[Change],
 ) -> None:
-    """Continue from a checkpoint.
+    """Continue from a checkpoint whose state is that of a run.
 
     Args:
         found: The checkpoint.
-        load: Loads its state into the parts of the run.
+        load: Loads its state into the parts of the run, or raises CheckpointError.
         summary: The summary of the run, which continues that of the checkpoint.
         changed: What changed since; the summary keeps what alters the result.
 
     Raises:
         CheckpointError: The state does not fit the parts.
     """
-    try:
-        load(found.state)
-    except (RuntimeError, ValueError):
-        raise CheckpointError(
-            f"{found.path} does not fit the model that the settings describe"
-        ) from None
+    load(found)
     versions = summary.versions
     for name, value in found.state["summary"].items():
         setattr(summary, name, value)

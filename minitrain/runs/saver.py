@@ -81,7 +81,7 @@ class Saver:
         self.num_failures, self.last_saved = 0, step
         say(f"saved checkpoint step={step} path={path}")
         try:
-            checkpoint.rotate(folder, self.keep, self.summary.best_step)
+            checkpoint.rotate(folder, self.keep, self.summary.best_step, step)
         except OSError as error:
             say(f"warning: an old checkpoint was not removed: {error}")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from minitrain.evaluation import Evaluation
 from minitrain.system.errors import Stopped
-from minitrain.system.files import replacing
+from minitrain.system.files import open_regular, replacing
 from minitrain.system.terminal import warn
 from minitrain.training import Step
 
@@ -102,7 +102,8 @@ def recording(
 def finished_summary(folder: Path) -> Summary | None:
     """Return the summary of a run that came to its end, if not to its last one."""
     try:
-        summary = Summary(**json.loads((folder / "summary.json").read_text()))
+        with open_regular(folder / "summary.json") as file:
+            summary = Summary(**json.load(file))
     except (OSError, ValueError, TypeError):  # absent, or not written by this version
         return None
     return summary if summary.status == "finished" else None

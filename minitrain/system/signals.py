@@ -6,6 +6,8 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
+from minitrain.system.files import remove_unfinished
+
 SIGNALS = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -48,6 +50,7 @@ class Stop:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         is_second = self.received is not None and number == signal.SIGINT
         if is_second or not self._deferred:
+            remove_unfinished()
             os._exit(128 + number)
         self.received = signal.Signals(number)
         hint = "; Ctrl-C again to leave at once" if number == signal.SIGINT else ""

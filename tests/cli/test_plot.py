@@ -6,9 +6,9 @@ import pytest
 from harness.commands import exit_code_of
 from harness.pictures import assert_is_a_picture
 
-from minitrain.cli.plot import read_curves
 from minitrain.pictures import runs as pictures_runs
 from minitrain.runs.board import Board
+from minitrain.runs.history import read_curves
 
 STEPS = [0, 1, 10]
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import http.server
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -13,38 +14,34 @@ import pytest
 import torch
 import torchvision
 from harness.files import contents, flipped
-from harness.small_sets import FILES, Small, equal, read_folder, read_idx, write_idx
+from harness.small_sets import (
+    FILES,
+    Small,
+    equal,
+    random_examples,
+    read_folder,
+    read_idx,
+    write_idx,
+)
 from torch import Tensor
 
 from minitrain.datasets import mnist as source
 from minitrain.datasets.dataset import Dataset
 from minitrain.experiment import builtin, runner
 from minitrain.experiment.settings import Config, DataSettings
+from minitrain.fingerprint import fingerprint
 from minitrain.system.errors import DataError
 from minitrain.system.terminal import exit_code
 
 NOWHERE = "http://127.0.0.1:1/"  # nothing listens at port 1
 
 
-def forbid(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
-    """Make every later import of the module fail."""
-    monkeypatch.setitem(sys.modules, module, None)
-
-
 # MNIST itself
 
 
 @pytest.fixture(scope="module")
-def fresh_root(mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with MNIST's files and, at first, without a cache."""
-    root = tmp_path_factory.mktemp("data")
-    (root / "MNIST").symlink_to(mnist_root.resolve() / "MNIST")
-    return root
-
-
-@pytest.fixture(scope="module")
-def mnist(fresh_root: Path) -> Dataset:
-    return source.mnist(fresh_root)
+def mnist(mnist_root: Path) -> Dataset:
+    return source.mnist(mnist_root)
 
 
 def test_mnist_is_mnist(mnist: Dataset):
@@ -61,13 +58,8 @@ def test_mnist_is_mnist(mnist: Dataset):
     assert (round(mean, 4), round(std, 4)) == (0.1307, 0.3081)  # as everybody quotes
 
 
-def test_mnist_is_in_the_files_and_then_in_the_cache(
-    mnist: Dataset, fresh_root: Path, monkeypatch: pytest.MonkeyPatch
-):
-    expected = read_folder(fresh_root / "MNIST" / "raw")
-    assert equal(mnist, expected)
-    forbid(monkeypatch, "torchvision")
-    assert equal(source.mnist(fresh_root), expected)
+def test_mnist_is_what_the_files_hold(mnist: Dataset, mnist_root: Path):
+    assert equal(mnist, read_folder(mnist_root / "MNIST" / "raw"))
 
 
 def test_mnist_files_are_those_that_torchvision_knows(mnist_root: Path):
@@ -95,7 +87,58 @@ def test_fashion_mnist_is_wired_like_mnist(
         assert mine.lower() in theirs.lower()
 
 
-# From files to tensors, and through the cache
+# From files to tensors
+
+
+def test_files_that_are_there_are_read_without_torchvision(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+):
+    """To import it takes longer than to read them."""
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    before = contents(small.root)
+    assert equal(source.mnist(small.root), small.examples)
+    assert contents(small.root) == before
+
+
+def test_no_copy_is_taken_for_the_files(small: Small):
+    """Earlier versions kept one: whoever writes it can write its hash as well."""
+    other = random_examples(100, seed=3)
+    tensors = {
+        f"{part}_{name}": tensor
+        for part in ("train", "test")
+        for name, tensor in other._asdict().items()
+    }
+    copy = small.root / "minitrain" / "mnist.pt"
+    copy.parent.mkdir()
+    torch.save({**tensors, "sha256": fingerprint(tensors)}, copy)
+    before = contents(small.root)
+    assert equal(source.mnist(small.root), small.examples)
+    assert contents(small.root) == before
+    (small.raw / FILES[0]).unlink()
+    with pytest.raises(DataError, match="could not be downloaded"):
+        source.mnist(small.root)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes with names are POSIX's")
+@pytest.mark.parametrize("file", [0, 3])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "giant"])
+def test_what_is_no_file_is_an_error_and_not_waited_for(
+    small: Small, kind: str, file: int
+):
+    path = small.raw / FILES[file]
+    path.unlink()
+    {
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "giant": path.touch,
+    }[kind]()
+    if kind == "giant":
+        os.truncate(path, 10**10)  # and no larger on the disk than a hole is
+    reason = "100000000 bytes and more" if kind == "giant" else "not a regular file"
+    with pytest.raises(DataError, match=f"{path}.*{reason}. It was left as it is"):
+        source.mnist(small.root)
+    assert os.path.lexists(path)
 
 
 def test_unpacked_files_beside_are_not_read(small: Small):

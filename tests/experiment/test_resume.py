@@ -26,7 +26,7 @@ from minitrain.experiment import build, journal, runner
 from minitrain.experiment.reading import flatten, free_keys, from_toml, parse
 from minitrain.experiment.settings import Config, Settings, keys
 from minitrain.fingerprint import fingerprint
-from minitrain.runs import board, checkpoint
+from minitrain.runs import checkpoint, events
 from minitrain.runs.resume import changes
 from minitrain.runs.summary import Summary
 from minitrain.system import terminal
@@ -165,8 +165,12 @@ def test_points_that_were_damaged_are_told(tmp_path, undisturbed, capsys) -> Non
     summary = runner.run(settings(tmp_path, log={"every": 1}, resume=True))
     assert summary.fingerprint == undisturbed()[0]
     (line,) = capsys.readouterr().err.splitlines()
-    told = re.search(r"events\.out.* (\d+) bytes: .* after step (\d+) may be", line)
-    assert told and len(whole) / 2 < int(told[1]) + 300 and 0 < int(told[2]) < 14
+    told = re.search(r"after step (\d+) may be missing: (\d+) bytes of .*events", line)
+    assert told and 0 < int(told[1]) < 14 and int(told[2]) < 3000  # of one record
+    (corrupt,) = tmp_path.glob("*.corrupt")
+    assert corrupt.read_bytes() == whole
+    missing = undisturbed(every=1)[2].keys() - points(tmp_path).keys()
+    assert {step for _, step in missing} == {int(told[1]) + 1}
 
 
 FORKS = """
@@ -392,22 +396,30 @@ def test_a_disk_that_is_full_for_a_while_is_ridden_out(
     assert outcome == undisturbed()
 
 
+@pytest.mark.parametrize("num_failures", [3, 10**9])
 def test_points_that_cannot_be_written_cost_no_training(
-    tmp_path, monkeypatch, undisturbed, capsys
+    tmp_path, monkeypatch, undisturbed, capsys, num_failures: int
 ) -> None:
-    expected = undisturbed()[0]
-    count, framed = itertools.count(1), board.framed
+    """They wait until they can, or are told to be lost at the end."""
+    expected = undisturbed(every=1)
+    count, append = itertools.count(1), events.EventFile._append
 
-    def failing(data: bytes) -> bytes:
-        if next(count) > 6:
+    def failing(file: events.EventFile) -> None:
+        if 3 < next(count) <= 3 + num_failures:
             raise full()
-        return framed(data)
+        append(file)
 
-    monkeypatch.setattr(board, "framed", failing)
-    assert runner.run(settings(tmp_path)).fingerprint == expected
+    monkeypatch.setattr(events.EventFile, "_append", failing)
+    summary = runner.run(settings(tmp_path, log={"every": 1}))
     error = capsys.readouterr().err
-    assert error.count("warning: no more points for TensorBoard in ") == 1
-    assert f"{tmp_path}/events" in error and "No space left on device" in error
+    warning = "warning: points for TensorBoard cannot be written to "
+    assert error.count(warning) == 1 and "No space left on device" in error
+    assert f"{tmp_path}/events" in error
+    if num_failures < 10**9:
+        assert told(tmp_path, summary) == expected and "written again" in error
+    else:
+        assert summary.fingerprint == expected[0] and "points for TensorB" in error
+        assert "were lost" in error
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, capsys) -> None:

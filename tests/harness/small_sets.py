@@ -62,7 +62,6 @@ class Small:
 
     def __post_init__(self) -> None:
         self.raw = self.root / self.source / "raw"
-        self.cache = self.root / "minitrain" / "mnist.pt"
         self.raw.mkdir(parents=True)
         self.examples = random_examples(6, seed=0), random_examples(4, seed=1)
         for file, values in zip(FILES, itertools.chain(*self.examples), strict=True):

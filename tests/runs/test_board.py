@@ -133,18 +133,6 @@ def test_a_kill_loses_less_than_a_second_of_points(tmp_path: Path) -> None:
     assert points[-1].value > 2.5 - 1.0
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_stops_the_points_and_not_the_training(tmp_path, capsys) -> None:
-    board = Board(tmp_path)
-    board._file.close()
-    board._file = open("/dev/full", "wb")  # noqa: SIM115
-    for step in range(3):
-        board.log(step, {"loss": 0.5})
-        board.flush()
-    board.close()
-    assert capsys.readouterr().err.count("no more points for TensorBoard") == 1
-
-
 def test_the_tags_of_a_step(tmp_path: Path) -> None:
     model = nn.Linear(3, 2)
     batches = Batches(torch.randn(8, 3), torch.randint(2, (8,)), batch_size=4)

@@ -10,20 +10,24 @@ import random
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import tarfile
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
 from harness.files import contents, flipped
 from harness.runs import verified
 
+import minitrain
 from minitrain.fingerprint import fingerprint
+from minitrain.runs import checkpoint
 from minitrain.runs.checkpoint import listed, load, newest, rotate, save
 from minitrain.system import files
 from minitrain.system.errors import CheckpointError
@@ -93,7 +97,7 @@ def test_order_is_that_of_steps_and_strangers_are_left_alone(tmp_path: Path):
     assert listed(tmp_path) == [paths[step] for step in sorted(steps)]
     found, faults = newest(tmp_path)
     assert found is not None and found.path == paths[100_000_000] and faults == []
-    rotate(tmp_path, keep=2, best=9)
+    rotate(tmp_path, keep=2, best=9, last=100_000_000)
     del expected[paths[10].name]
     assert contents(tmp_path) == expected
 
@@ -106,7 +110,7 @@ def test_rotation_keeps_the_newest_and_the_best(
     keep: int, best: int, kept: list[int], tmp_path: Path
 ):
     paths = {step: save(tmp_path, step, STATE) for step in [8, 1, 9, 3]}
-    rotate(tmp_path, keep, best)
+    rotate(tmp_path, keep, best, last=9)
     assert listed(tmp_path) == [paths[step] for step in kept]
 
 
@@ -118,9 +122,56 @@ def test_rotation_removes_no_links(tmp_path: Path):
     link = folder / victim.name
     link.symlink_to(victim)
     before = contents(tmp_path)
-    rotate(folder, keep=2, best=3)
+    rotate(folder, keep=2, best=3, last=3)
     assert contents(tmp_path) == before
     assert listed(folder) == [link, *newer] and link.is_symlink()
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
+    """Let these be files of another owner: root's rights would prove nothing here."""
+    original = checkpoint.open_regular
+
+    def refuse(path: Path) -> BinaryIO:
+        if path in paths:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(checkpoint, "open_regular", refuse)
+
+
+def test_rotation_does_not_count_what_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Else it would remove every new one at once, however many were acknowledged."""
+    paths = {step: save(tmp_path, step, STATE) for step in (1, 4, 7, 20, 21)}
+    unreadable(monkeypatch, paths[4], paths[20], paths[21])
+    found, faults = newest(tmp_path)
+    assert found is not None and found.step == 7 and len(faults) == 2
+    for step in (8, 9, 10):
+        paths[step] = save(tmp_path, step, STATE)
+        rotate(tmp_path, keep=2, best=0, last=step)
+    assert listed(tmp_path) == [paths[step] for step in (4, 9, 10, 20, 21)]
+
+
+def test_rotation_does_not_count_what_was_passed_over(tmp_path: Path):
+    """As where the disk failed for a moment: now the newer ones can be read again."""
+    paths = {step: save(tmp_path, step, STATE) for step in (7, 20, 21)}
+    for step in (8, 9):
+        paths[step] = save(tmp_path, step, STATE)
+        rotate(tmp_path, keep=2, best=0, last=step)
+    assert listed(tmp_path) == [paths[step] for step in (8, 9, 20, 21)]
+
+
+@on_posix
+def test_a_folder_that_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(CheckpointError, match=f"cannot read {tmp_path}: Permission"):
+        newest(tmp_path)
 
 
 # Damage
@@ -267,7 +318,7 @@ def attacks(folder: Path) -> dict[str, bytes]:
         "no numbers": archive(lambda n, d: (n, b"" if n.endswith("data/0") else d)),
         "binary names": archive(lambda n, d: (f"é{n}", d)).replace(b"\xc3", b"\xff"),
         "no format": torch_file({"step": 7}),
-        "other format": torch_file(honest | {"format": 1}),
+        "no number of a format": torch_file(honest | {"format": "2"}),
         "other step": torch_file(honest | {"step": 8}),
         "no dict": torch_file(list(honest)),
     }
@@ -309,6 +360,79 @@ def test_any_file_is_read_or_refused(rng: random.Random, tmp_path: Path):
             num_refused += 1
         path.unlink()
     assert num_refused > 100
+
+
+# Other versions
+
+
+@pytest.mark.parametrize(
+    ("number", "summary", "writer"),
+    [
+        (1, None, "an early 0.1.0"),
+        (1, {"versions": {"minitrain": "0.1.9"}}, "0.1.9"),
+        (99, {"versions": {"minitrain": "7.5"}}, "7.5"),
+        (99, {"versions": [1, 2]}, "another version"),
+        (0, None, "another version"),
+        (-1, "summary", "another version"),
+    ],
+)
+def test_another_format_is_refused_by_name_and_left_alone(
+    number: int, summary: object, writer: str, tmp_path: Path
+):
+    """Older or newer: the version that wrote it must be able to go on."""
+    save(tmp_path, 3, STATE)
+    for step in (7, 8):
+        state = {"format": number, "step": step, "summary": summary}
+        data = torch_file(state)
+        digest = hashlib.sha256(data).hexdigest()
+        (tmp_path / f"step-{step:08d}.{digest}.pt").write_bytes(data)
+    before = contents(tmp_path)
+    for find in (newest, lambda folder: load(listed(folder)[-1])):
+        with pytest.raises(CheckpointError) as caught:
+            find(tmp_path)
+        text = str(caught.value)
+        assert f"the format {number}, " in text and f"minitrain {writer}, " in text
+        assert f"minitrain {minitrain.__version__} reads the format 2 alone" in text
+    assert contents(tmp_path) == before
+
+
+# What is no file, or whose size is no reason to read it
+
+
+@on_posix
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "socket", "dangling"])
+def test_what_is_no_file_counts_as_none(kind: str, tmp_path: Path):
+    path = tmp_path / f"step-00000009.{'0' * 64}.pt"
+    make = {
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "socket": lambda: os.mknod(path, stat.S_IFSOCK | 0o600),
+        "dangling": lambda: path.symlink_to("nowhere"),
+    }
+    make[kind]()
+    assert listed(tmp_path) == [] and newest(tmp_path) == (None, [])
+    with pytest.raises(CheckpointError, match="cannot read"):
+        load(path)
+    intact = [save(tmp_path, step, STATE) for step in (1, 2, 3)]
+    found, faults = newest(tmp_path)
+    assert found is not None and found.path == intact[-1] and faults == []
+    rotate(tmp_path, keep=2, best=0, last=3)
+    assert listed(tmp_path) == intact[1:] and os.path.lexists(path)
+
+
+def test_a_giant_is_refused_without_being_read_into_memory(tmp_path: Path):
+    """A file of 1 GB that is one hole, in less memory than it has."""
+    path = tmp_path / f"step-00000009.{'0' * 64}.pt"
+    path.touch()
+    os.truncate(path, 10**9)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="is damaged: its 1000000000 bytes"):
+            load(path)
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
 
 
 # Faults of the disk
@@ -393,7 +517,7 @@ def save_for_ever(folder: Path, first: int, writer: int) -> None:
     for step in itertools.count(first):
         save(folder, step, state)
         os.write(writer, f"saved step={step}\n".encode())
-        rotate(folder, keep=2, best=0)
+        rotate(folder, keep=2, best=0, last=step)
 
 
 @on_posix
@@ -477,14 +601,14 @@ def test_what_cannot_be_read_is_not_called_damaged(
 ) -> None:
     """It may be intact: a disk that fails for a moment must not cost a checkpoint."""
     old, new = (save(tmp_path, step, {"x": step}) for step in (1, 2))
-    read = Path.read_bytes
+    original = checkpoint.open_regular
 
-    def failing(path: Path) -> bytes:
+    def failing(path: Path) -> BinaryIO:
         if path == new:
             raise OSError(errno.EIO, "Input/output error")
-        return read(path)
+        return original(path)
 
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    monkeypatch.setattr(checkpoint, "open_regular", failing)
     found, faults = newest(tmp_path)
     assert found is not None and found.path == old and str(new) in faults[0]
     assert new.exists()

@@ -1,0 +1,212 @@
+"""What a checkpoint of a run holds, checked as a whole before any of it is used.
+
+The SHA-256 in its name says that a file is what was written, not by whom, nor that the
+numbers make sense. A state that does not have this form is refused in a sentence.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    Strict,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+from torch import Tensor, nn
+
+from minitrain.experiment.reading import from_toml
+from minitrain.runs.checkpoint import Checkpoint
+from minitrain.runs.summary import Summary
+from minitrain.system.errors import CheckpointError, SettingsError
+
+
+def _check_finite(tensor: Tensor) -> Tensor:
+    try:
+        is_finite = bool(tensor.isfinite().all())
+    except RuntimeError:  # it has no numbers, or no such operation
+        is_finite = False
+    if not is_finite:
+        raise ValueError("has numbers that are not finite")
+    return tensor
+
+
+def _check_settings(text: str) -> str:
+    try:
+        from_toml(text)
+    except SettingsError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+Finite = Annotated[InstanceOf[Tensor], AfterValidator(_check_finite)]
+
+
+class State(BaseModel):
+    """A dictionary with these keys, whose values have exactly these types."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class Group(State):
+    """The options of the optimizer; those that are no settings have their defaults."""
+
+    lr: float
+    momentum: float
+    dampening: float
+    weight_decay: float
+    nesterov: bool
+    maximize: Literal[False]
+    foreach: Literal[None]
+    differentiable: Literal[False]
+    fused: Literal[None]
+    params: list[int]
+
+
+class Buffers(State):
+    """What the optimizer keeps of a parameter."""
+
+    momentum_buffer: Finite | None = None
+
+
+class OptimizerState(State):
+    state: dict[int, Buffers]
+    param_groups: Annotated[list[Group], Field(min_length=1, max_length=1)]
+
+
+class PanelState(State):
+    """What the panel of instruments keeps from step to step."""
+
+    seconds: float
+    start: list[Finite]
+    corner: list[Finite]
+    path_length: Finite | InstanceOf[float]
+    previous: list[Finite] | None
+    clipping: Annotated[tuple[int, int], Strict(False)]
+    first_loss: float | None
+    noise: dict[str, float | int]
+
+
+class FindingsState(State):
+    """The readings so far, by tag, and what was found."""
+
+    series: dict[str, list[float]]
+    found: list[Annotated[tuple[str, int, str, str], Strict(False)]]
+
+
+class Found(State):
+    """A finding, as a summary has it."""
+
+    kind: str
+    step: int
+    text: str
+    advice: str
+
+
+class Changed(State):
+    """A change of the settings, as a summary has it."""
+
+    step: int
+    key: str
+    old: Any
+    new: Any
+
+
+def check_summary(summary: dict[str, Any]) -> dict[str, Any]:
+    """Make sure that these are fields of a `Summary`, each of its type.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: They are not.
+    """
+    forms: Any = {
+        each.name: (each.type, ... if each.default is MISSING else None)
+        for each in fields(Summary)
+    }
+    forms |= {"findings": (list[Found], ...), "changes": (list[Changed], ...)}
+    try:
+        create_model("SummaryState", __base__=State, **forms).model_validate(summary)
+    except ValidationError as error:
+        raise ValueError(_explain(error)) from None
+    return summary
+
+
+class RunState(State):
+    """All that the future of a run depends on."""
+
+    format: int
+    step: int
+    settings: Annotated[str, AfterValidator(_check_settings)]
+    summary: Annotated[dict[str, Any], AfterValidator(check_summary)]
+    model: dict[str, Finite]
+    optimizer: OptimizerState
+    panel: PanelState | None = None
+    findings: FindingsState
+    random: dict[str, InstanceOf[Tensor]]
+
+    @model_validator(mode="after")
+    def _check_step(self) -> Self:
+        if self.summary.get("steps") != self.step:
+            raise ValueError("the steps of the summary are others")
+        return self
+
+
+def check_state(found: Checkpoint) -> None:
+    """Make sure that a checkpoint is one of a run, in all of its parts.
+
+    Raises:
+        CheckpointError: A part is missing, or has another form, or a tensor in it has
+            numbers that are not finite.
+    """
+    try:
+        RunState.model_validate(found.state)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{found.path} is not the state of a run: {_explain(error)}. Nothing was "
+            "changed; to go on from an earlier checkpoint, move this one to another "
+            "folder"
+        ) from None
+
+
+def _explain(error: ValidationError) -> str:
+    """Say where the first fault is and what, in part of a sentence."""
+    first, *others = error.errors(include_url=False, include_input=False)
+    place = ".".join(str(key) for key in first["loc"])
+    more = f", and {len(others)} more faults" if others else ""
+    return f"{place}: {first['msg']}{more}".removeprefix(": ")
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load the parameters and buffers of a model, all of which must fit.
+
+    Raises:
+        ValueError: A name, a shape or a dtype is another one.
+    """
+
+    def form(state: Mapping[str, Any]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+
+    if form(weights) != form(model.state_dict()):
+        raise ValueError("the weights are those of another model")
+    model.load_state_dict(weights)
+
+
+def check_vectors(panel: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
+    """Make sure that the vectors in the state of a panel have the parameters' shapes.
+
+    Raises:
+        ValueError: They have others.
+    """
+    shapes = [parameter.shape for parameter in parameters]
+    for name in ("start", "corner", "previous"):
+        if panel[name] is not None and [x.shape for x in panel[name]] != shapes:
+            raise ValueError(f"{name} is a vector of another model")
