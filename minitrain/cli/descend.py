@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from minitrain.descent import Trajectory
     from minitrain.functions import Example
 
-# The keys of minitrain.descent.EXAMPLES, known here without importing torch.
+# The keys of minitrain.functions.EXAMPLES, known here without importing torch.
 Name = Literal["paraboloid", "bowl", "rosenbrock", "himmelblau", "beale", "saddle"]
 
 NOT_FINITE = 6  # the exit code of a walk that diverged
@@ -96,56 +96,64 @@ def run(walk: Walk) -> int:
         MinitrainError: The settings, the folder or the disk do not allow it.
     """
     check_unused(walk.run_dir)
-    from minitrain.descent import descend
     from minitrain.functions import EXAMPLES
 
     example = EXAMPLES[walk.function]
-    lr = walk.lr or example.lr
-    try:
-        trajectory = descend(
-            example.function,
-            walk.start or example.start,
-            lr=lr,
-            steps=walk.steps or example.steps,
-            momentum=walk.momentum,
-            nesterov=walk.nesterov,
-        )
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
-
-    how = f"lr = {lr:g}"
-    if walk.momentum:
-        how += f", {'Nesterov ' * walk.nesterov}momentum = {walk.momentum:g}"
-    title = f"$f(x, y) = {example.formula}$\n{how}"
-    if trajectory.diverged is not None:
-        title += f", diverged at step {trajectory.diverged}"
-    text = describe(
-        example, trajectory, Rule(lr, walk.momentum, nesterov=walk.nesterov)
-    )
+    rule = Rule(walk.lr or example.lr, walk.momentum, nesterov=walk.nesterov)
+    trajectory = take(walk, example, rule)
     folder = create_folder(walk.run_dir, f"descend-{walk.function}")
     try:
-        keep(folder, example, trajectory, title, text)
+        keep(folder, example, trajectory, rule)
     except OSError as error:
         raise StorageError(f"cannot write the run directory: {error}") from None
 
+    has_diverged = trajectory.diverged is not None
     print(table(trajectory), flush=True)
     print(
-        f"\n{verdict(example, trajectory, how)}\n",
-        file=sys.stdout if trajectory.diverged is None else sys.stderr,
+        f"\n{verdict(example, trajectory, rule)}\n",
+        file=sys.stderr if has_diverged else sys.stdout,
         flush=True,
     )
     (events,) = folder.glob("events.*")
     print(f"picture  {folder / 'descent.png'}\nevents   {events}", flush=True)
-    return 0 if trajectory.diverged is None else NOT_FINITE
+    return NOT_FINITE if has_diverged else 0
+
+
+def take(walk: Walk, example: "Example", rule: Rule) -> "Trajectory":
+    """Walk down the function, from where the settings or else the function say.
+
+    Raises:
+        SettingsError: The walk cannot start there.
+    """
+    from minitrain.descent import descend
+
+    try:
+        return descend(
+            example.function,
+            walk.start or example.start,
+            lr=rule.lr,
+            steps=walk.steps or example.steps,
+            momentum=rule.momentum,
+            nesterov=rule.nesterov,
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
 def keep(
-    folder: Path, example: "Example", trajectory: "Trajectory", title: str, text: str
+    folder: Path, example: "Example", trajectory: "Trajectory", rule: Rule
 ) -> None:
-    """Draw the walk, and write it for TensorBoard."""
+    """Draw the walk, and write it for TensorBoard.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
     from minitrain.pictures.descent import draw_descent
     from minitrain.runs.board import Board
 
+    title = f"$f(x, y) = {example.formula}$\n{_options(rule)}"
+    if trajectory.diverged is not None:
+        title += f", diverged at step {trajectory.diverged}"
     png = draw_descent(
         example.function,
         trajectory,
@@ -155,7 +163,7 @@ def keep(
     )
     (folder / "descent.png").write_bytes(png)
     with Board(folder) as board:
-        board.text("run/equation", text)
+        board.text("run/equation", describe(example, trajectory, rule))
         board.image("descent", png)
         rows = zip(
             trajectory.values.tolist(), trajectory.grad_norms.tolist(), strict=True
@@ -177,7 +185,7 @@ def describe(example: "Example", trajectory: "Trajectory", rule: Rule) -> str:
 
 
 def table(trajectory: "Trajectory") -> str:
-    """One row per step, the columns aligned."""
+    """Write a row for each step, with aligned columns."""
     rows = [["step", "x", "y", "value", "df/dx", "df/dy", "|grad|"]]
     columns = (
         *trajectory.points.T.tolist(),
@@ -194,12 +202,12 @@ def table(trajectory: "Trajectory") -> str:
     )
 
 
-def verdict(example: "Example", trajectory: "Trajectory", how: str) -> str:
-    """What became of the walk, in one sentence or two."""
+def verdict(example: "Example", trajectory: "Trajectory", rule: Rule) -> str:
+    """Say what became of the walk, in one sentence or two."""
     end, last = trajectory.points[-1].tolist(), len(trajectory.points) - 1
     first_value, last_value = trajectory.values[[0, -1]].tolist()
     if not example.minima:
-        seen = f"{example.formula} has no minimum, it falls for ever"
+        seen = f"{example.formula} has no minimum, it falls forever"
         if trajectory.diverged is not None:
             return (
                 f"Diverged at step {trajectory.diverged}: {seen}. Take fewer --steps."
@@ -207,8 +215,8 @@ def verdict(example: "Example", trajectory: "Trajectory", how: str) -> str:
         return f"After {last} steps the value is {last_value:.5g}: {seen}."
     if trajectory.diverged is not None:
         return (
-            f"Diverged at step {trajectory.diverged}: {how} is too large here, "
-            "the walk climbs instead of descending. Try a smaller --lr."
+            f"Diverged at step {trajectory.diverged}: {_options(rule)} is too large "
+            "here, the walk climbs instead of descending. Try a smaller --lr."
         )
     nearest = min(example.minima, key=lambda minimum: math.dist(minimum, end))
     distance = math.dist(nearest, end)
@@ -223,6 +231,13 @@ def verdict(example: "Example", trajectory: "Trajectory", how: str) -> str:
         f"{distance:.3g} away, and the value went from {first_value:.5g} to "
         f"{last_value:.5g}. Try {remedy}."
     )
+
+
+def _options(rule: Rule) -> str:
+    text = f"lr = {rule.lr:g}"
+    if rule.momentum:
+        text += f", {'Nesterov ' * rule.nesterov}momentum = {rule.momentum:g}"
+    return text
 
 
 def _point(coordinates: Iterable[SupportsFloat]) -> str:

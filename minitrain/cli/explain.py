@@ -60,7 +60,15 @@ def main(arguments: Sequence[str], program: str) -> int:
 
 
 def run(asked: Explain) -> int:
-    """Print the example that was asked for; the exit code."""
+    """Print the example that was asked for.
+
+    Returns:
+        The exit code: 0, or `DISAGREES`.
+
+    Raises:
+        MinitrainError: There is no such run, function, step or weight, or the run
+            cannot be replayed.
+    """
     from minitrain.functions import EXAMPLES
 
     is_function = asked.source in EXAMPLES
@@ -81,7 +89,7 @@ def run(asked: Explain) -> int:
 
 
 def explain_run(asked: Explain, folder: Path) -> int:
-    """Replay a run to the step, and work it out for one weight."""
+    """Replay a run to the step, work it out for one weight; return the exit code."""
     from minitrain.explain.replay import replay
 
     seen = replay(folder, asked.step, asked.parameter, asked.index)
@@ -107,7 +115,7 @@ def explain_run(asked: Explain, folder: Path) -> int:
 
 
 def explain_walk(asked: Explain) -> int:
-    """Work out one step of a walk down a function, for each coordinate."""
+    """Work out a step of a walk, for each coordinate; return the exit code."""
     from minitrain.explain.replay import walk
     from minitrain.functions import EXAMPLES
 
@@ -130,13 +138,13 @@ def explain_walk(asked: Explain) -> int:
 
 
 def show(rule: Rule, held: worked.Held, form: arithmetic.Format, name: str) -> bool:
-    """Print the example; whether all of its lines agree."""
+    """Print the example, and return whether all of its lines agree."""
     print("\n".join(worked.write_example(rule, held, form, name)))
     return all(line.agrees for line in worked.work_out(rule, held, form, name))
 
 
 def conclude(agrees: bool) -> int:
-    """Say whether all was as it should be; the exit code."""
+    """Say whether all was as it should be, and return the exit code."""
     if not agrees:
         print("\nThis DISAGREES with the run by more than rounding: see above.")
         return DISAGREES
@@ -149,16 +157,19 @@ def conclude(agrees: bool) -> int:
 
 
 def show_closed_form(start: float, lr: float, k: int, seen: float, name: str) -> bool:
-    """Compare a walk down the paraboloid with the power that it is; whether it agrees.
+    """Compare a walk down the paraboloid with the power that it is, and print both.
 
     Each of k steps rounds twice, a product and a difference that are no more than twice
-    the longest of the walk: together they cannot exceed 2 k ulp of that length.
+    the largest number of the walk: together they cannot exceed 2 k ulp of that.
+
+    Returns:
+        Whether they agree.
     """
     exact = worked.closed_form(start, lr, k)
     base = f"{1 - 2 * lr:g}" if lr <= 0.5 else f"({1 - 2 * lr:g})"
     error = abs(Fraction(seen) - exact)
-    longest = 2 * max(abs(Fraction(start)), abs(exact))
-    agrees = error <= 2 * k * arithmetic.FLOAT64.ulp(longest)
+    largest = 2 * max(abs(Fraction(start)), abs(exact))
+    agrees = error <= 2 * k * arithmetic.FLOAT64.ulp(largest)
     print(
         f"\nOn x^2 + y^2 the gradient is 2 {name}, and a step a product: {name} <- "
         f"(1 - 2 lr) * {name}\nAfter {k} from {start:g}: {base}^{k} * "

@@ -72,7 +72,7 @@ def exit_code(main: Callable[[], int], debug: bool = False) -> int:
 
 
 def _open_streams() -> None:
-    """Print to closed streams in vain, and to others in any encoding: never fail."""
+    """Let nothing fail that is printed, to a closed stream or in another encoding."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -82,7 +82,7 @@ def _open_streams() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Let go of what could not be printed, and of all that will be."""
+    """Drop what could not be printed to a stream, and all that will be."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -70,7 +70,7 @@ def test_divergence_is_told_with_all_that_is_finite(
     assert_is_a_picture((tmp_path / "here" / "descent.png").read_bytes())
     assert run("paraboloid --lr 1e300 --run-dir there") == 6
     assert run("saddle --steps 1000") == 6
-    assert "falls for ever" in capsys.readouterr().err
+    assert "falls forever" in capsys.readouterr().err
 
 
 def test_every_run_has_a_folder_of_its_own(
@@ -93,7 +93,9 @@ def test_equation_is_the_first_step_for_all_options(
     run: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
 ):
     texts: list[str] = []
-    monkeypatch.setattr(descend, "keep", lambda *arguments: texts.append(arguments[-1]))
+    monkeypatch.setattr(
+        descend, "keep", lambda _, *walk: texts.append(descend.describe(*walk))
+    )
     monkeypatch.setattr(Path, "glob", lambda *_: ["events"])
     run("paraboloid --momentum 0.5 --nesterov --steps 1")
     assert "    g <- g + 0.5 * b\n    theta <- theta - lr * g  " in texts[0]

@@ -21,10 +21,11 @@ def exit_code_of(*words: object) -> int:
 
 def in_a_process(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments, on this copy of minitrain."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         timeout=120,

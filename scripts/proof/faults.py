@@ -1,0 +1,220 @@
+"""The faults that `scripts/prove.py --mutants` plants, each of which tests must catch.
+
+A fault is a function that takes a module and spoils it, as soon as it is imported in a
+test or in a program that a test starts; `sitecustomize` beside this file sees to that.
+This file imports nothing that takes long: every program imports it.
+"""
+
+import math
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+VARIABLE = "MINITRAIN_FAULT"
+"""The environment variable that names the fault to plant."""
+
+SAVING = "tests/system/test_files.py tests/runs/test_checkpoint.py"
+RESUMING = "tests/experiment/test_resume.py"
+
+
+class Fault(NamedTuple):
+    """One fault: the module that it spoils, how, and the tests that must catch it."""
+
+    module: str
+    plant: Callable[[Any], None]
+    tests: str
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(module: str, tests: str) -> Callable[[Callable[[Any], None]], None]:
+    """Enter a function into the table, under its name in words."""
+
+    def enter(plant: Callable[[Any], None]) -> None:
+        FAULTS[plant.__name__.replace("_", " ")] = Fault(module, plant, tests)
+
+    return enter
+
+
+def replace(owner: Any, **others: Any) -> None:
+    """Replace attributes, each of which must be there, or the fault is out of date."""
+    for name, other in others.items():
+        getattr(owner, name)
+        setattr(owner, name, other)
+
+
+class Double:
+    """A module in all but some of its functions."""
+
+    def __init__(self, module: Any, **others: Any) -> None:
+        self._module = module
+        replace(self, **others)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+# Files
+
+
+@fault("minitrain.system.files", SAVING)
+def no_fsync_of_the_file(files: Any) -> None:
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            os.fsync(descriptor)
+
+    replace(files, os=Double(os, fsync=fsync))
+
+
+@fault("minitrain.system.files", SAVING)
+def no_fsync_of_the_folder(files: Any) -> None:
+    replace(files, _sync_folder=lambda folder: None)
+
+
+@fault("minitrain.system.files", SAVING)
+def fsync_after_the_rename(files: Any) -> None:
+    waiting: list[int] = []
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            os.fsync(descriptor)
+        else:
+            waiting.append(os.dup(descriptor))
+
+    def rename(source: Path, target: Path) -> None:
+        os.replace(source, target)
+        os.fsync(waiting[-1])
+        os.close(waiting.pop())
+
+    replace(files, os=Double(os, fsync=fsync, replace=rename))
+
+
+@fault("minitrain.system.files", SAVING)
+def written_in_place(files: Any) -> None:
+    def in_place(temporary: Path, mode: str) -> Any:
+        name = temporary.name.removeprefix(".").rsplit(".", 2)[0]
+        return open(temporary.with_name(name), "wb")
+
+    files.open = in_place  # in front of Python's own
+    replace(files, os=Double(os, replace=lambda source, target: None))
+
+
+# Checkpoints
+
+
+@fault("minitrain.runs.checkpoint", SAVING)
+def hash_not_compared(checkpoint: Any) -> None:
+    class Agreeable(str):
+        def __ne__(self, other: object) -> bool:
+            return False
+
+        __hash__ = str.__hash__
+
+    def sha256(data: bytes) -> Any:
+        digest = hashlib.sha256(data).hexdigest()
+        return Double(hashlib.sha256(), hexdigest=lambda: Agreeable(digest))
+
+    hashlib = checkpoint.hashlib
+    replace(checkpoint, hashlib=Double(hashlib, sha256=sha256))
+
+
+@fault("minitrain.runs.checkpoint", SAVING)
+def newest_by_time_and_not_by_step(checkpoint: Any) -> None:
+    listed = checkpoint.listed
+    replace(
+        checkpoint,
+        listed=lambda folder: sorted(listed(folder), key=os.path.getmtime),
+    )
+
+
+@fault("minitrain.runs.checkpoint", SAVING)
+def checkpoints_unpickled_without_restriction(checkpoint: Any) -> None:
+    torch = checkpoint.torch
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        return torch.load(*arguments, **options | {"weights_only": False})
+
+    replace(checkpoint, torch=Double(torch, load=load))
+
+
+@fault("minitrain.runs.checkpoint", RESUMING)
+def back_to_step_0_where_all_checkpoints_are_damaged(checkpoint: Any) -> None:
+    newest = checkpoint.newest
+
+    def forgiving(folder: Path) -> Any:
+        try:
+            return newest(folder)
+        except checkpoint.CheckpointError:
+            return None, []
+
+    replace(checkpoint, newest=forgiving)
+
+
+@fault("minitrain.runs.saver", RESUMING)
+def old_checkpoints_removed_before_the_new_one_is_durable(saver: Any) -> None:
+    save = saver.Saver.save
+
+    def rotate_and_save(self: Any, must_succeed: bool) -> None:
+        saver.checkpoint.rotate(self.folder / "checkpoints", 1, self.summary.best_step)
+        save(self, must_succeed)
+
+    replace(saver.Saver, save=rotate_and_save)
+
+
+# What is restored
+
+
+@fault("minitrain.randomness", RESUMING)
+def random_state_not_restored(randomness: Any) -> None:
+    replace(randomness.RandomStates, load_state_dict=lambda self, state: None)
+
+
+@fault("minitrain.experiment.build", RESUMING)
+def place_in_the_data_not_restored(build: Any) -> None:
+    train = build.Run.train
+    replace(build.Run, train=lambda self, start=0: train(self))
+
+
+@fault("minitrain.experiment.build", RESUMING)
+def momentum_not_restored(build: Any) -> None:
+    restore = build.Run.restore
+
+    def restore_others(self: Any, state: dict[str, Any]) -> None:
+        restore(self, {name: state[name] for name in state if name != "optimizer"})
+
+    replace(build.Run, restore=restore_others)
+
+
+@fault("minitrain.runs.events", RESUMING)
+def points_after_the_checkpoint_kept(events: Any) -> None:
+    keep_until = events.keep_until
+    replace(events, keep_until=lambda step, *places: keep_until(10**9, *places))
+
+
+# The run
+
+
+@fault("minitrain.training", RESUMING)
+def check_for_nan_after_the_update(training: Any) -> None:
+    train = training.train
+
+    def train_and_check(model: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+        for step in train(model, *arguments, **options):
+            if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm)):
+                name = training._first_not_finite(dict(model.named_parameters()))
+                raise training.NotFiniteError(
+                    step.number, step.loss, step.grad_norm, name, step.lr
+                )
+            yield step
+
+    replace(training, train=train_and_check)
+    replace(training, math=Double(math, isfinite=lambda number: True))
+
+
+@fault("minitrain.runs.folder", RESUMING)
+def no_lock_on_the_run_directory(folder: Any) -> None:
+    replace(folder, occupying=lambda path: nullcontext())
