@@ -61,11 +61,12 @@ class Board:
     def __init__(self, folder: Path, resume_after: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}.{next(_numbers)}"
+        path = folder / name
         if resume_after is None:
-            (folder / name).touch(exist_ok=False)
+            path.touch(exist_ok=False)
         else:
-            keep_until(resume_after, folder, folder / name)
-        self._file = EventFile(folder / name)
+            path = keep_until(resume_after, folder, path)
+        self._file = EventFile(path)
         self._last_flush = time.monotonic()
         if resume_after is None:
             self._file.add(first_record())

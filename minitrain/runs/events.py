@@ -42,6 +42,16 @@ def _checksum(data: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
+def blank(length: int) -> bytes:
+    """Return an event that says nothing, in so many bytes, at least six.
+
+    They are a field that the format does not have, and that every reader passes over.
+    """
+    size = length - 6
+    digits = bytes(size >> 7 * i & 0x7F | (0x80 if i < 4 else 0) for i in range(5))
+    return bytes([15 << 3 | 2]) + digits + bytes(size)
+
+
 def first_record() -> bytes:
     """Return what an event file begins with: the version of its format."""
     return Event(
@@ -141,6 +151,8 @@ class Scan(NamedTuple):
 
     records: list[bytes]
     """Those that are whole, each of them an event."""
+    starts: list[int]
+    """Where each of them begins."""
     last: int
     """The last step."""
     last_before: int
@@ -160,9 +172,10 @@ def scan(path: Path) -> Scan:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
-            return Scan([], 0, 0, 0, 0)
+            return Scan([], [], 0, 0, 0, 0)
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     records: list[bytes] = []
+    starts: list[int] = []
     last = last_before = num_damaged = end = 0
     with data:
         for start, record in _split(data):
@@ -174,8 +187,9 @@ def scan(path: Path) -> Scan:
                 num_damaged += len(framed(record))
                 continue
             records.append(record)
+            starts.append(start)
             last_before = last_before if num_damaged else last
-    return Scan(records, last, last_before, num_damaged, size - end)
+    return Scan(records, starts, last, last_before, num_damaged, size - end)
 
 
 def _split(data: mmap.mmap) -> Iterator[tuple[int, bytes]]:

@@ -1,48 +1,55 @@
 """The points of a run: kept when it is continued, and read to be drawn."""
 
 import operator
+import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from minitrain.runs.events import Event, Scan, first_record, framed, scan
+from minitrain.runs.events import Event, Scan, blank, first_record, framed, scan
 from minitrain.runs.tags import AT_THE_END
 from minitrain.system.files import replacing
 from minitrain.system.terminal import warn
 
 
-def keep_until(step: int, folder: Path, path: Path) -> None:
-    """Gather the events up to a step, of all files in a folder, in one file.
+def keep_until(step: int, folder: Path, path: Path) -> Path:
+    """Keep the events of a run up to a step, and drop all later ones.
 
-    The order of steps decides, not that of clocks or names, which can go backwards.
-    Old files are removed when the new one is complete. One of which a part cannot be
-    read is kept, renamed `*.corrupt`, and one that cannot be opened stays; both are
-    told. What is no file is ignored.
+    One event file that is whole goes on: what is dropped becomes blank in its place, so
+    that a TensorBoard that has read it all reads on where it is. Otherwise all files
+    are gathered in a new one, in the order of steps, not that of clocks or names, which
+    can go backwards; the old ones are removed when the new one is complete. One of
+    which a part cannot be read is kept, renamed `*.corrupt`, and one that cannot be
+    opened stays; both are told. What is no file is ignored.
 
     Args:
         step: The last one to keep.
         folder: Where the event files are.
-        path: The new file.
+        path: The new file, if there is to be one.
+
+    Returns:
+        The file to go on with.
 
     Raises:
-        OSError: The new file cannot be written, or an old one not be removed.
+        OSError: The file cannot be written, or an old one not be removed.
     """
-    kept, scans = [(0, first_record())], _scan_all(folder)
+    scans = _scan_all(folder)
+    if len(scans) == 1:
+        ((only, found),) = scans.items()
+        begins_well = found.records and Event.FromString(found.records[0]).file_version
+        if begins_well and not _count_missing(found, step):
+            _drop_in_place(only, found, step)
+            return only
+    kept = [(0, first_record())]
     for record in _unique(scans.values()):
         event = Event.FromString(record)
-        # The end comes anew: how the run ended, and what is told and shown then.
-        is_end = any(
-            value.tag in AT_THE_END or value.HasField("image")
-            for value in event.summary.value
-        )
-        if event.summary.value and event.step <= step and not is_end:
+        if _is_kept(event, step):
             kept.append((event.step, record))
     with replacing(path) as file:
         for _, record in sorted(kept, key=operator.itemgetter(0)):
             file.write(framed(record))
     for file, found in scans.items():
-        # A kill cuts off the last record, but what belongs to a checkpoint was on disk
-        # before: the end matters where it comes too early.
-        num_bytes = found.num_damaged + (found.num_at_end if found.last < step else 0)
+        num_bytes = _count_missing(found, step)
         if not num_bytes:
             file.unlink()
             continue
@@ -54,6 +61,38 @@ def keep_until(step: int, folder: Path, path: Path) -> None:
             f"missing: {num_bytes} bytes of {file} cannot be read; it is kept as "
             f"{corrupt.name}"
         )
+    return path
+
+
+def _is_kept(event: Any, step: int) -> bool:
+    """Whether a run that goes on after a step keeps an event, or writes it anew.
+
+    The end comes anew: how the run ended, and what is told and shown then.
+    """
+    values = event.summary.value
+    is_end = any(x.tag in AT_THE_END or x.HasField("image") for x in values)
+    return bool(values) and event.step <= step and not is_end
+
+
+def _count_missing(found: Scan, step: int) -> int:
+    """Count the bytes that cannot be read, and may be of events up to a step.
+
+    A kill cuts off the last record, but what belongs to a checkpoint was on disk
+    before: the end matters where it comes too early.
+    """
+    return found.num_damaged + (found.num_at_end if found.last < step else 0)
+
+
+def _drop_in_place(path: Path, found: Scan, step: int) -> None:
+    """Make the events blank that are not kept, without moving any other."""
+    with open(path, "r+b") as file:
+        for start, record in zip(found.starts[1:], found.records[1:], strict=True):
+            if len(record) >= 6 and not _is_kept(Event.FromString(record), step):
+                file.seek(start)
+                file.write(framed(blank(len(record))))
+        file.truncate(path.stat().st_size - found.num_at_end)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:

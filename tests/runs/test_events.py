@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 
 from minitrain.runs import events
 from minitrain.runs.board import Board
-from minitrain.runs.events import EventFile, framed
+from minitrain.runs.events import Event, EventFile, blank, framed
 from minitrain.runs.history import read_curves
 
 resource = pytest.importorskip("resource", reason="limits are POSIX's")
@@ -306,3 +306,45 @@ def test_curves_of_a_damaged_file_are_read_and_nothing_is_touched(
 def test_without_an_event_file_there_are_no_curves(kind: str, tmp_path: Path):
     make(kind, tmp_path / "events.out.tfevents.0")
     assert read_curves(tmp_path) == read_curves(tmp_path / "nowhere") == {}
+
+
+# A TensorBoard that is open while a run is continued
+
+
+@pytest.mark.parametrize("after", [0, 7, 10])
+def test_whoever_has_read_a_file_reads_on_when_the_run_is_continued(
+    after: int, tmp_path: Path
+):
+    """A loader stays with a file where it is, also where that file was deleted."""
+    write(tmp_path, range(1, 11))
+    (path,) = tmp_path.iterdir()
+    inode, before = path.stat().st_ino, records(path)
+    watching = EventAccumulator(str(tmp_path), {"scalars": 0}).Reload()
+    assert len(watching.Scalars("loss")) == 10
+    with Board(tmp_path, resume_after=after) as board:
+        for step in range(after + 1, 21):
+            board.log(step, {"loss": step})
+    seen = [point.step for point in watching.Reload().Scalars("loss")]
+    assert seen == [*range(1, 11), *range(after + 1, 21)]
+    assert read(tmp_path) == {step: step for step in range(1, 21)}
+    assert path.stat().st_ino == inode and list(tmp_path.iterdir()) == [path]
+    assert records(path)[: after + 1] == before[: after + 1]
+    assert list(map(len, records(path)))[:11] == list(map(len, before))
+
+
+@pytest.mark.parametrize("length", [6, 7, 100, 133, 134, 135, 20_000])
+def test_a_blank_has_any_length_and_says_nothing(length: int):
+    data = blank(length)
+    event = Event.FromString(data)
+    assert len(data) == length
+    assert event.WhichOneof("what") is None and (event.step, event.wall_time) == (0, 0)
+
+
+def test_a_run_is_continued_on_a_disk_that_is_full(tmp_path: Path):
+    """To drop what came after the checkpoint takes no room."""
+    path = write(tmp_path, range(1, 11))
+    with limited_to(path.stat().st_size):
+        board = Board(tmp_path, resume_after=7)
+    board.log(8, {"loss": 8})
+    board.close()
+    assert read(tmp_path) == {step: step for step in range(1, 9)}
