@@ -159,8 +159,12 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(
     assert [path.name for path in tmp_path.rglob("*.part")] == [".my.part"]
 
 
-def test_event_files_of_others_are_kept_in_a_resumed_run(tmp_path, finished) -> None:
+def test_files_of_others_are_kept_in_a_resumed_run(tmp_path, finished) -> None:
+    """An event file beside its own, and what a run below it is just writing."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(finished, tmp_path / "below")
+    (tmp_path / "below" / f".summary.json.{'0' * 16}.part").touch()
+    below = everything(tmp_path / "below")
     with Board(tmp_path) as board:
         board.log(5, {"mine": 1.0})
     (other,) = set(tmp_path.glob("events.*")) - {
@@ -169,7 +173,9 @@ def test_event_files_of_others_are_kept_in_a_resumed_run(tmp_path, finished) -> 
     before = other.read_bytes()
     runner.run(settings(tmp_path, resume=True, allow_changes=True, epochs=2))
     assert other.read_bytes() == before and len(list(tmp_path.glob("events.*"))) == 2
+    assert everything(tmp_path / "below") == below
     other.unlink()
+    shutil.rmtree(tmp_path / "below")
     found = points(tmp_path)
     assert {step for tag, step in found if tag == "loss/test"} == {10, 20}
     assert ("mine", 5) not in found
