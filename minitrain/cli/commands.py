@@ -46,12 +46,12 @@ def run(command: str, arguments: Sequence[str], program: str) -> int:
         program: What it is called in its help.
 
     Returns:
-        Its exit code. An error for people has been printed.
+        Its exit code. An error has been printed, with its traceback where it is a bug
+        or `--debug` is among the arguments.
 
     Raises:
         SystemExit: With code 0 after `--help`, and with 2 where the command line cannot
             be read.
-        Exception: An error for people, where `--debug` is among the arguments.
     """
 
     def work() -> int:

@@ -47,7 +47,8 @@ def train(
     except NotFiniteError as error:
         raise DivergedError(
             f"{error}.\nThe update was not made: the parameters are those after "
-            f"step {error.step - 1}.\nA smaller learning rate, clipping "
-            "(--clip-norm 1) or a warm-up (--schedule.warmup 500) may help."
+            f"step {error.step - 1}. {' '.join(error.__notes__)}\nA smaller learning "
+            "rate, clipping (--clip-norm 1) or a warm-up (--schedule.warmup 500) may "
+            "help."
         ) from error
     return 0

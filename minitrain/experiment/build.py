@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,12 @@ from torch import Tensor, nn
 
 from minitrain.batches import Batches
 from minitrain.datasets.dataset import Dataset
-from minitrain.experiment.builtin import build_model, default_threads, load_data
+from minitrain.experiment.builtin import (
+    build_model,
+    check_batches,
+    default_threads,
+    load_data,
+)
 from minitrain.experiment.reading import flatten, free_keys, from_toml
 from minitrain.experiment.settings import Config
 from minitrain.experiment.state import check_vectors, load_weights
@@ -22,12 +28,18 @@ from minitrain.randomness import RandomStates
 from minitrain.runs.checkpoint import Checkpoint
 from minitrain.runs.resume import Change, changes
 from minitrain.runs.saver import Stateful
-from minitrain.runs.summary import installed_versions
+from minitrain.runs.summary import Summary, installed_versions
 from minitrain.schedules import SCHEDULES, warmup
 from minitrain.sgd import SGD
 from minitrain.system.errors import CheckpointError, SettingsError
 from minitrain.training import Step, train
 from minitrain.vector import ParameterVector
+
+DATA = "data.sha256"
+"""Stands among the settings for the content of the data, which is part of a run too."""
+
+THREADS_PER_CORE = 16
+"""With more than these a machine does nothing but change between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +49,8 @@ class Run:
     config: Config
     """The settings, with what is used in the place of automatic choices."""
     dataset: Dataset
+    data_sha256: str
+    """SHA-256 over the tensors of the data set."""
     batches: Batches
     test_batches: Batches
     model: nn.Module
@@ -60,6 +74,11 @@ class Run:
         """Return the SHA-256 over all parameters and the optimizer's state."""
         return fingerprint(self.model.state_dict(), self.optimizer.state_dict())
 
+    def new_summary(self) -> Summary:
+        """Return the summary of a run that has made no step."""
+        name, seed = self.config.data.name, self.config.seed
+        return Summary(dataset=name, seed=seed, data_sha256=self.data_sha256)
+
     @property
     def state(self) -> dict[str, Stateful]:
         """What a checkpoint has to hold besides settings and summary."""
@@ -74,11 +93,12 @@ class Run:
 
     def changes_since(self, found: Checkpoint) -> list[Change]:
         """Return what differs from the run as it was when a checkpoint was saved."""
-        old = flatten(from_toml(found.state["settings"]))
-        new, versions = flatten(self.config), installed_versions()
-        old_versions = found.state["summary"]["versions"]
-        free = free_keys(new) | versions.keys()
-        return changes(old | old_versions, new | versions, free)
+        summary, versions = found.state["summary"], installed_versions()
+        before = flatten(from_toml(found.state["settings"]))
+        now = flatten(self.config)
+        free = free_keys(before, now) | versions.keys()
+        before |= {DATA: summary.get("data_sha256"), **summary["versions"]}
+        return changes(before, now | {DATA: self.data_sha256, **versions}, free)
 
     def with_config(self, config: Config) -> "Run":
         """Return the same run with other settings, of those that it is not made of."""
@@ -132,19 +152,20 @@ def build(config: Config) -> Run:
 
     Raises:
         DataError: The data cannot be had.
-        SettingsError: The device is not available, or a batch too large for the data.
+        SettingsError: The device is not available, the threads are too many, or the
+            size of a batch is impossible for data or model.
     """
     device = _device(config.device)
     dataset = load_data(config.data.name, config.data.root)
     batches, test_batches = _batches(config, dataset, device)
-    if threads := config.threads or default_threads(config.model):
-        torch.set_num_threads(threads)
+    _set_threads(config)
     torch.manual_seed(config.seed)
     model = build_model(config.model).to(device)
     optimizer = SGD(ParameterVector(model), **config.optimizer.model_dump())
     return Run(
         config=_resolved(config, dataset.name, device),
         dataset=dataset,
+        data_sha256=fingerprint({"train": dataset.train, "test": dataset.test}),
         batches=batches,
         test_batches=test_batches,
         model=model,
@@ -225,6 +246,18 @@ def _device(name: str) -> torch.device:
         ) from None
 
 
+def _set_threads(config: Config) -> None:
+    most = THREADS_PER_CORE * (os.cpu_count() or 1)
+    threads = config.threads or default_threads(config.model)
+    if threads is not None and threads > most:
+        raise SettingsError(
+            f"threads = {threads}: must be at most {most} here, {THREADS_PER_CORE} for "
+            "each core"
+        )
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def _batches(
     config: Config, dataset: Dataset, device: torch.device
 ) -> tuple[Batches, Batches]:
@@ -235,6 +268,7 @@ def _batches(
             f"data.batch-size = {size}: must be at most the number of samples to train "
             f"on, {num_samples}"
         )
+    check_batches(config.model, num_samples, size)
     train_inputs, test_inputs = (
         dataset.inputs(examples, device) for examples in (dataset.train, dataset.test)
     )

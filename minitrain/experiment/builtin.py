@@ -15,7 +15,7 @@ from minitrain.datasets.digits import digits
 from minitrain.datasets.mnist import fashion_mnist, mnist
 from minitrain.evaluation import confusion_matrix, predict, worst_mistakes
 from minitrain.experiment.settings import ModelSettings
-from minitrain.system.errors import DataError
+from minitrain.system.errors import DataError, SettingsError
 
 LOADERS: dict[str, Callable[[Path], Dataset]] = {
     "mnist": mnist,
@@ -60,6 +60,20 @@ def build_model(settings: ModelSettings) -> nn.Module:
     if settings.name == "cnn":
         return models.CNN(dropout=settings.dropout)
     return FastCNN()
+
+
+def check_batches(settings: ModelSettings, num_samples: int, batch_size: int) -> None:
+    """Make sure that the model can be trained on each batch.
+
+    Raises:
+        SettingsError: It normalizes over a batch, and one has a single sample.
+    """
+    if settings.name == "fast-cnn" and 1 in (batch_size, num_samples % batch_size):
+        raise SettingsError(
+            f"data.batch-size = {batch_size}: the last batch of {num_samples} samples "
+            "has a single one, and model.name = 'fast-cnn' normalizes over a batch: it "
+            "needs two"
+        )
 
 
 def default_threads(settings: ModelSettings) -> int | None:

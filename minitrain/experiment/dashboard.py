@@ -28,24 +28,20 @@ def dashboard(
     Args:
         config: The settings.
         folder: The run directory.
-        start: The step after which the run is continued; None where it begins. What is
-            known at the start is on the board of a run that is continued.
+        start: The step after which the run is continued; None where it begins.
         summary: The summary of the run, for the findings at the end.
         findings: Takes in a step that is not finite.
 
     Yields:
         The board, to log to.
     """
-    with Board(folder, resume_after=-1 if start is None else start) as board:
-        if start is None:
-            board.layout(tags.CHARTS)
-            board.text(tags.DATA, f"Trained on **{config.data.name}**.")
-            board.text(tags.SETTINGS, f"```\n{to_toml(config)}```")
-            rule = Rule(clip_norm=config.clip_norm, **config.optimizer.model_dump())
-            text = equation(rule, is_largest_lr=config.schedule.name != "constant")
-            board.text(tags.EQUATION, f"```\n{text}\n```")
-            metrics = [tags.TEST_ACCURACY, tags.TEST_LOSS]
-            board.start_hparams(folder.name, _hparams(config), metrics)
+    # An event file begins after the first checkpoint: what it begins with is on disk at
+    # the second one.
+    owner = f".{summary.run_id}"
+    with Board(folder, resume_after=start or -1, owner=owner) as board:
+        if not start:
+            _begin(board, config, folder.name)
+        board.flush()
         succeeded = False
         try:
             yield board
@@ -56,6 +52,18 @@ def dashboard(
         finally:
             board.text(tags.FINDINGS, _markdown(summary))
             board.end_hparams(succeeded)
+
+
+def _begin(board: Board, config: Config, run: str) -> None:
+    """Show what is known at the start."""
+    board.layout(tags.CHARTS)
+    board.text(tags.DATA, f"Trained on **{config.data.name}**.")
+    board.text(tags.SETTINGS, f"```\n{to_toml(config)}```")
+    rule = Rule(clip_norm=config.clip_norm, **config.optimizer.model_dump())
+    text = equation(rule, is_largest_lr=config.schedule.name != "constant")
+    board.text(tags.EQUATION, f"```\n{text}\n```")
+    metrics = [tags.TEST_ACCURACY, tags.TEST_LOSS]
+    board.start_hparams(run, _hparams(config), metrics)
 
 
 def _markdown(summary: Summary) -> str:

@@ -1,8 +1,11 @@
 """Settings read from the command line and from TOML, and written as TOML."""
 
 import functools
+import itertools
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from inspect import getdoc
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import tyro
 
 from minitrain.experiment.catalog import find, shipped
 from minitrain.experiment.settings import Config, Settings, keys
-from minitrain.system.errors import SettingsError
+from minitrain.system.errors import CheckpointError, SettingsError
 
 MAX_BYTES = 1_000_000
 """Of a settings file: more than any has, and less than anybody has to wait for."""
@@ -30,15 +33,43 @@ def parse(arguments: Sequence[str], program: str = "train") -> Config:
     Raises:
         SettingsError: A setting is bad; the message has its key, value and rule.
     """
+    _check_words(arguments)
     defaults = Config()
     if arguments and not arguments[0].startswith("-"):
         defaults, arguments = read(find(arguments[0])), arguments[1:]
     config = _command_line(arguments, defaults, program)
-    kept = config.run_dir / "config.toml" if config.resume and config.run_dir else None
-    if kept is not None and kept.exists() and defaults == Config():
-        # A run that is resumed keeps its settings: only flags stand above them.
-        config = _command_line(arguments, read(kept), program)
-    return config
+    if not config.resume or config.run_dir is None or defaults != Config():
+        return config
+    # A run that is resumed keeps its settings: only flags stand above them.
+    kept = _kept_settings(config.run_dir)
+    return _command_line(arguments, kept, program) if kept else config
+
+
+def _check_words(arguments: Sequence[str]) -> None:
+    """Refuse a flag without its value, which would stand for something else, or two."""
+    seen: set[str] = set()
+    for word, after in itertools.pairwise([*arguments, "--"]):
+        flag, _, value = word.partition("=")
+        if not flag.startswith("--"):
+            continue
+        if (value or after) == "" or word.endswith("="):
+            raise SettingsError(f"{flag}: an empty value is given")
+        key = re.sub(r"^--(.*\.)?no-", r"--\1", flag.replace("_", "-"))
+        if key in seen:
+            raise SettingsError(f"{flag}: given twice")
+        seen.add(key)
+
+
+def _kept_settings(folder: Path) -> Config | None:
+    """Return the settings of a run, which its checkpoints hold too, if there is one."""
+    if (folder / "config.toml").exists():
+        return read(folder / "config.toml")
+    from minitrain.runs import checkpoint  # with torch: only where it is needed
+
+    for path in reversed(checkpoint.listed(folder / "checkpoints")):
+        with suppress(CheckpointError):
+            return from_toml(checkpoint.load(path).state["settings"])
+    return None
 
 
 def _command_line(arguments: Sequence[str], defaults: Config, program: str) -> Config:
@@ -67,7 +98,7 @@ def read(path: Path) -> Config:
     if len(data) > MAX_BYTES:
         raise SettingsError(f"cannot read {path}: it has more than {MAX_BYTES} bytes")
     try:
-        return from_toml(data.decode())
+        return from_toml(data.decode("utf-8-sig"))
     except SettingsError as error:
         raise SettingsError(f"in {path}: {error}") from None
     except ValueError as error:  # no TOML, no UTF-8, or a number of 5000 digits
@@ -113,11 +144,31 @@ def flatten(config: Config) -> dict[str, Any]:
     return {k: value for k, value in values.items() if not isinstance(value, Settings)}
 
 
-def free_keys(flat: Mapping[str, Any]) -> set[str]:
-    """Return the keys that a resumed run may change: they are not part of its result.
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """Return the settings with other values of some keys, as `flatten` gives them.
 
-    Nor are the epochs: they only say when it ends.
+    Keys that are none of a setting are ignored.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in flatten(config).items():
+        value = values.get(key, value)
+        section, _, name = key.replace("-", "_").rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    return Config(**nested)
+
+
+def free_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
+    """Return the keys of settings that a resumed run may change freely.
+
+    They are not part of what is computed. Nor are the epochs, which say when it ends,
+    unless the learning rate goes by the number of steps.
+
+    Args:
+        before: The settings of the run, as `flatten` gives them.
+        now: Those that it would be continued with.
     """
     sections = ("log.", "checkpoint.", "instruments.")
-    free = {"epochs", "device", "threads", "data.root"}
-    return {key for key in flat if key in free or key.startswith(sections)}
+    free = {"device", "threads", "data.root"}
+    if before["schedule.name"] == now["schedule.name"] == "constant":
+        free.add("epochs")
+    return {key for key in now if key in free or key.startswith(sections)}

@@ -1,7 +1,9 @@
 """One experiment from its settings to its summary."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,18 +19,34 @@ from minitrain.experiment.reading import from_toml, to_toml
 from minitrain.experiment.report import result
 from minitrain.experiment.settings import Config
 from minitrain.experiment.state import check_state, load_weights
-from minitrain.runs import checkpoint, resume
+from minitrain.runs import checkpoint
 from minitrain.runs.checkpoint import Checkpoint
 from minitrain.runs.folder import check_unused, create_folder, occupying
+from minitrain.runs.resume import (
+    check_changes,
+    check_resumable,
+    clear,
+    find_newest,
+    restore,
+)
 from minitrain.runs.saver import Saver
 from minitrain.runs.summary import Summary, finished_summary, recording
-from minitrain.system.errors import CheckpointError, Stopped
+from minitrain.system.errors import (
+    CheckpointError,
+    DivergedError,
+    SettingsError,
+    Stopped,
+)
 from minitrain.system.files import replacing
+from minitrain.system.memory import enough_memory
 from minitrain.system.signals import Stop
 from minitrain.system.terminal import say
-from minitrain.training import Step
+from minitrain.training import NotFiniteError, Step
 
 
+@enough_memory(
+    "Lower --data.batch-size or --model.hidden, or take a smaller --model.name."
+)
 def run(
     config: Config, started: float | None = None, stop: Stop | None = None
 ) -> Summary:
@@ -49,13 +67,15 @@ def run(
     """
     started = time.perf_counter() if started is None else started
     stop = Stop() if stop is None else stop
-    if not config.resume:
-        check_unused(config.run_dir)
+    check = check_resumable if config.resume else check_unused
+    check(config.run_dir)
     built = build(config)  # before there is a folder: what cannot be built leaves none
     folder = create_folder(config.run_dir, built.name)
     with occupying(folder):
-        summary, start = Summary(built.dataset.name, config.seed), None
-        if config.resume and (found := resume.find_newest(folder)):
+        check(folder)  # now that nobody else writes to it
+        clear(folder)
+        start, summary = None, built.new_summary()
+        if config.resume and (found := find_newest(folder)):
             built, start = _resume(built, found, summary), found.step
             finished = finished_summary(folder)
             if finished is not None and start == finished.steps == built.num_steps:
@@ -77,6 +97,11 @@ def _resume(built: Run, found: Checkpoint, summary: Summary) -> Run:
     """
     check_state(found)
     config, old = built.config, from_toml(found.state["settings"])
+    if found.step > built.num_steps:
+        raise SettingsError(
+            f"epochs = {config.epochs}: they end after step {built.num_steps}, and the "
+            f"run has made {found.step}. Nothing was changed"
+        )
     kept = {
         name: getattr(old.instruments, name)
         for name, value in config.instruments
@@ -85,8 +110,9 @@ def _resume(built: Run, found: Checkpoint, summary: Summary) -> Run:
     instruments = config.instruments.model_copy(update=kept)
     built = built.with_config(config.model_copy(update={"instruments": instruments}))
     changed = built.changes_since(found)
-    resume.check_changes(changed, config.allow_changes)
-    resume.restore(found, built.restore, summary, changed)
+    check_changes(changed, config.allow_changes)
+    restore(found, built.restore, summary, changed)
+    summary.data_sha256 = built.data_sha256
     return built
 
 
@@ -98,22 +124,23 @@ def _train(
     settings = to_toml(config)
     with replacing(folder / "config.toml") as file:
         file.write(settings.encode())
+    saver = Saver(
+        folder,
+        built.state,
+        summary,
+        settings=settings,
+        keep=config.checkpoint.keep,
+        last_saved=start,
+    )
+    if start is None:
+        saver.save(must_succeed=True)
     with (
         dashboard(config, folder, start, summary, built.findings) as board,
         tqdm(total=built.num_steps, desc=name, unit="step", disable=None) as bar,
+        _naming(saver),
     ):
         journal = Journal(built, summary, board, bar)
-        saver = Saver(
-            folder,
-            built.state,
-            summary,
-            settings=settings,
-            keep=config.checkpoint.keep,
-            last_saved=start,
-        )
-        if start is None:
-            board.sync()
-            saver.save(must_succeed=True)
+        if not start:
             journal.note_inputs()
         for step, seconds in _timed(built.train(start or 0), built.model):
             journal.note_step(step, seconds)
@@ -128,7 +155,29 @@ def _train(
                 saver.save(must_succeed=is_last)
             if stop.received:
                 raise Stopped(stop.received)
+        stop.answer = "all is saved; finishing"
+        _check_end(summary)
         journal.draw()
+
+
+@contextmanager
+def _naming(saver: Saver) -> Iterator[None]:
+    """Add to an error in the midst of training what of the run is safe."""
+    try:
+        yield
+    except NotFiniteError as error:
+        error.add_note(saver.what_is_safe())
+        raise
+
+
+def _check_end(summary: Summary) -> None:
+    """Refuse a model that is none: what the last update did shows in the test alone."""
+    if summary.test_loss is None or not math.isfinite(summary.test_loss):
+        raise DivergedError(
+            f"the test loss after step {summary.steps}, the last, is "
+            f"{summary.test_loss}: the training has diverged. Try a smaller "
+            "--optimizer.lr, or --clip-norm 1"
+        )
 
 
 def _timed(steps: Iterable[Step], model: nn.Module) -> Iterator[tuple[Step, float]]:

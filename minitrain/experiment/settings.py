@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -41,20 +41,27 @@ class Settings(BaseModel):
             raise SettingsError(_explain(error, type(self))) from None
 
 
-def _printable(path: Path) -> Path:
-    """Refuse control characters, which act on a terminal, and bytes that are no text.
+def _printable(path: Any) -> Any:
+    """Refuse no name at all, which is not the current folder, and an odd one.
+
+    Control characters act on a terminal, and some bytes are no text.
 
     Raises:
-        ValueError: There are some; the message has the name, escaped.
+        ValueError: The message has the name, escaped.
     """
+    if path == "":
+        raise ValueError("an empty value is given")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in str(path)):
         raise ValueError(f"{str(path)!r} has characters that cannot be printed")
     return path
 
 
+LARGEST = 1e6
+"""Of a number in the rule: with more the first step leaves float32."""
+
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
-PrintablePath = Annotated[Path, Field(strict=False), AfterValidator(_printable)]
+PrintablePath = Annotated[Path, Field(strict=False), BeforeValidator(_printable)]
 
 
 class DataSettings(Settings, title="data"):
@@ -86,13 +93,13 @@ class LossSettings(Settings, title="loss"):
 class OptimizerSettings(Settings, title="optimizer"):
     """theta <- theta - lr * grad L(theta), with torch.optim.SGD's options."""
 
-    lr: Annotated[float, Field(gt=0)] = 0.05
+    lr: Annotated[float, Field(gt=0, le=LARGEST)] = 0.05
     """Learning rate: the largest of the schedule."""
-    momentum: Annotated[float, Field(ge=0)] = 0.9
+    momentum: Annotated[float, Field(ge=0, le=LARGEST)] = 0.9
     """Fraction of the momentum buffer kept at each step."""
-    dampening: float = 0.0
+    dampening: Annotated[float, Field(ge=-LARGEST, le=LARGEST)] = 0.0
     """Fraction of the gradient kept out of the momentum buffer."""
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0, le=LARGEST)] = 5e-4
     """Multiple of theta added to the gradient."""
     nesterov: bool = False
     """Step along the gradient plus momentum times the buffer."""
@@ -106,33 +113,33 @@ class OptimizerSettings(Settings, title="optimizer"):
 class ScheduleSettings(Settings, title="schedule"):
     name: Literal["constant", "step", "cosine", "one-cycle"] = "one-cycle"
     """How the learning rate changes over the run."""
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Steps over which the learning rate first rises linearly."""
 
 
 class LogSettings(Settings, title="log"):
-    every: Annotated[int, Field(ge=1)] = 10
+    every: Count = 10
     """Steps between two points in TensorBoard; the first and last are always there."""
 
 
 class CheckpointSettings(Settings, title="checkpoint"):
-    every: Annotated[int, Field(ge=1)] = 5000
+    every: Count = 5000
     """Steps between two checkpoints; there is one at the end of every epoch, too."""
-    keep: Annotated[int, Field(ge=2)] = 2
+    keep: Annotated[int, Field(ge=2, le=10**9)] = 2
     """How many of the newest are kept, besides the one with the best test accuracy."""
 
 
 class InstrumentSettings(Settings, title="instruments"):
     budget: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Share of the training time that the instrument panel may take; 0: no panel."""
-    look: Annotated[int | None, Field(ge=0)] = None
+    look: Annotated[int | None, Field(ge=0, le=10**9)] = None
     """Steps between two looks at gradient and update; 0 is never. By default this and
     the next three are measured once, at the start, to keep within the budget."""
-    audit: Annotated[int | None, Field(ge=0)] = None
+    audit: Annotated[int | None, Field(ge=0, le=10**9)] = None
     """Steps between two step audits: one more forward pass each."""
-    truth: Annotated[int | None, Field(ge=0)] = None
+    truth: Annotated[int | None, Field(ge=0, le=10**9)] = None
     """Steps between two truth tests: two more forward passes for each parameter."""
-    noise: Annotated[int | None, Field(ge=0)] = None
+    noise: Annotated[int | None, Field(ge=0, le=10**9)] = None
     """Steps between two measurements of the gradient noise scale."""
     sharpness: bool = False
     """Measure the largest eigenvalue of the Hessian after every epoch."""
@@ -157,7 +164,7 @@ class Config(Settings):
     """Resume even where settings that change the result have changed."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Determines the initial weights and the order of the data."""
-    epochs: Annotated[int, Field(ge=1)] = 5
+    epochs: Count = 5
     """Passes over the training data."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ...; auto takes an accelerator where there is one."""
@@ -168,7 +175,7 @@ class Config(Settings):
     """Of the forward pass; the parameters are float32 either way."""
     clip_norm: Annotated[float | None, Field(gt=0)] = None
     """Gradients longer than this are scaled down to it."""
-    accumulate: Annotated[int, Field(ge=1)] = 1
+    accumulate: Count = 1
     """Batches whose gradients are averaged into one step."""
     debug: bool = False
     """Show the traceback of an error."""

@@ -1,6 +1,5 @@
 """One step of a run or a walk made once more, for the numbers around one weight."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from minitrain.descent import descend
 from minitrain.experiment.build import Run, build
-from minitrain.experiment.reading import read
+from minitrain.experiment.reading import read, with_values
+from minitrain.experiment.settings import Config
 from minitrain.experiment.state import check_state, check_summary
 from minitrain.explain.worked import Held
 from minitrain.fingerprint import fingerprint
@@ -22,13 +22,13 @@ from minitrain.norms import clip_factor
 from minitrain.rule import Rule
 from minitrain.runs import checkpoint
 from minitrain.runs.checkpoint import Checkpoint, DamagedError, UnreadableError
+from minitrain.runs.summary import read_summary
 from minitrain.sgd import sgd_update
 from minitrain.system.errors import (
     DivergedError,
     SettingsError,
     did_you_mean,
 )
-from minitrain.system.files import open_regular
 from minitrain.system.terminal import warn
 from minitrain.training import Step
 
@@ -70,9 +70,9 @@ def replay(
 ) -> Replay:
     """Make one step of a run once more, and look at one weight.
 
-    The steps before it are replayed by the run's own settings, from the newest intact
-    checkpoint before it or else from the seed, without the panel, which changes no bit.
-    Nothing in the folder changes.
+    The steps before it are replayed by the settings that it was made with, from the
+    newest intact checkpoint before it or else from the seed, without the panel, which
+    changes no bit. Nothing in the folder changes.
 
     Args:
         folder: The run directory.
@@ -86,11 +86,12 @@ def replay(
     """
     if not (folder / "config.toml").exists():
         raise SettingsError(f"{folder} is no run directory: it holds no config.toml")
-    config = read(folder / "config.toml")
-    unwatched = config.instruments.model_copy(update={"budget": 0.0})
-    parts = build(config.model_copy(update={"instruments": unwatched}))
     kept = [*_read_checkpoints(folder)]
     summary = _find_summary(folder, kept)
+    changes = summary.get("changes", ())
+    config = _settings_at(step, read(folder / "config.toml"), changes)
+    unwatched = config.instruments.model_copy(update={"budget": 0.0})
+    parts = build(config.model_copy(update={"instruments": unwatched}))
     num_steps = summary.get("steps", 0)
     if not 1 <= step <= num_steps:
         raise SettingsError(
@@ -104,7 +105,7 @@ def replay(
     if start is not None:
         num_done = start.step
         changed = [str(each) for each in parts.changes_since(start) if not each.is_free]
-    _check_changes(summary.get("changes", ()), num_done, step)
+    _check_changes(changes, num_done, step)
     if start is not None:
         parts.restore(start)
     steps = parts.train(num_done)
@@ -257,22 +258,31 @@ def _read_checkpoints(folder: Path) -> Iterator[Checkpoint]:
 def _find_summary(folder: Path, kept: Sequence[Checkpoint]) -> dict[str, Any]:
     """Return the summary of a run: as it ended, or that of its newest checkpoint."""
     newest = dict(kept[0].state["summary"]) if kept else {}
-    with suppress(OSError, ValueError), open_regular(folder / "summary.json") as file:
-        ended = check_summary(json.load(file))
+    with suppress(ValueError):
+        ended = check_summary(read_summary(folder) or {})
         if ended.get("steps", 0) >= newest.get("steps", 0):
             return ended
     return newest
 
 
-def _check_changes(made: Sequence[Any], num_done: int, step: int) -> None:
+def _settings_at(step: int, config: Config, changes: Sequence[Any]) -> Config:
+    """Return the settings that a step was made with, from the last ones of a run."""
+    later = [change for change in changes if change["step"] >= step]
+    return with_values(config, {each["key"]: each["old"] for each in reversed(later)})
+
+
+def _check_changes(changes: Sequence[Any], num_done: int, step: int) -> None:
     """Refuse a step that would be replayed across a change of the settings."""
-    for change in made:
-        if num_done < change["step"]:
-            raise SettingsError(
-                f"step {step} cannot be replayed: after step {change['step']} the run "
-                f"changed {change['key']} from {change['old']} to {change['new']}, and "
-                "no checkpoint from then on is before it"
-            )
+    between = [
+        f"{each['key']} from {each['old']} to {each['new']} after step {each['step']}"
+        for each in changes
+        if num_done < each["step"] < step
+    ]
+    if between:
+        raise SettingsError(
+            f"step {step} cannot be replayed: the run changed {'; '.join(between)}, "
+            "and no checkpoint from then on is before it"
+        )
 
 
 def _find_weight(parts: Run, parameter: str | None, index: tuple[int, ...]) -> Weight:

@@ -53,19 +53,23 @@ class Board:
         folder: The run directory.
         resume_after: A step up to which the events in the folder are kept and
             continued. Later ones are dropped: a step is there once, whatever happened.
+        owner: The last part of the names of the run's event files; files of others are
+            not touched.
 
     Raises:
         OSError: The file cannot be created.
     """
 
-    def __init__(self, folder: Path, resume_after: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, resume_after: int | None = None, owner: str = ""
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}.{next(_numbers)}"
-        path = folder / name
+        number = f"{time.time():.6f}.{os.getpid()}.{next(_numbers)}"
+        path = folder / f"events.out.tfevents.{number}{owner}"
         if resume_after is None:
             path.touch(exist_ok=False)
         else:
-            path = keep_until(resume_after, folder, path)
+            path = keep_until(resume_after, folder, path, owner)
         self._file = EventFile(path)
         self._last_flush = time.monotonic()
         if resume_after is None:

@@ -8,9 +8,11 @@ from datetime import datetime
 from pathlib import Path
 
 from minitrain.system.errors import RunDirectoryError, StorageError
+from minitrain.system.files import make_folder, sync_folder
 from minitrain.system.lock import locked
 
-LOCK = "lock"
+LOCK = "minitrain.lock"
+"""The first file in a run directory; by its name the folder is known to be one."""
 
 
 def check_unused(folder: Path | None) -> None:
@@ -20,15 +22,24 @@ def check_unused(folder: Path | None) -> None:
         StorageError: It is a file.
         RunDirectoryError: It is not empty.
     """
-    if folder is None or not os.path.exists(folder):  # False for impossible names
-        return
-    if not folder.is_dir():
-        raise StorageError(f"{folder} is a file: a run needs a folder")
-    if any(folder.iterdir()):
+    if any(path.name != LOCK for path in entries(folder)):
         raise RunDirectoryError(
             f"{folder} is not empty: a run starts in a folder of its own. Nothing was "
             "changed; give another name by --run-dir, or none for a fresh one"
         )
+
+
+def entries(folder: Path | None) -> list[Path]:
+    """Return what is in a folder, if there is one.
+
+    Raises:
+        StorageError: It is a file.
+    """
+    if folder is None or not os.path.exists(folder):  # False for impossible names
+        return []
+    if not folder.is_dir():
+        raise StorageError(f"{folder} is a file: a run needs a folder")
+    return list(folder.iterdir())
 
 
 def create_folder(folder: Path | None, name: str) -> Path:
@@ -39,17 +50,18 @@ def create_folder(folder: Path | None, name: str) -> Path:
     """
     try:
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             return folder
-        stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        runs, stem = Path("runs"), f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        make_folder(runs)
         for number in itertools.count(1):
-            folder = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+            folder = runs / (stem if number == 1 else f"{stem}-{number}")
             try:
-                folder.mkdir(parents=True)
+                folder.mkdir()
+                sync_folder(runs)
                 return folder
             except FileExistsError:
-                if not folder.is_dir():  # `runs` itself is a file
-                    raise
+                continue
     except OSError as error:
         raise StorageError(
             f"cannot create the run directory: {error}. Nothing was done; give another "

@@ -12,7 +12,7 @@ from minitrain.system.files import replacing
 from minitrain.system.terminal import warn
 
 
-def keep_until(step: int, folder: Path, path: Path) -> Path:
+def keep_until(step: int, folder: Path, path: Path, owner: str = "") -> Path:
     """Keep the events of a run up to a step, and drop all later ones.
 
     One event file that is whole goes on: what is dropped becomes blank in its place, so
@@ -26,6 +26,7 @@ def keep_until(step: int, folder: Path, path: Path) -> Path:
         step: The last one to keep.
         folder: Where the event files are.
         path: The new file, if there is to be one.
+        owner: What the names of the run's event files end with.
 
     Returns:
         The file to go on with.
@@ -33,7 +34,7 @@ def keep_until(step: int, folder: Path, path: Path) -> Path:
     Raises:
         OSError: The file cannot be written, or an old one not be removed.
     """
-    scans = _scan_all(folder)
+    scans = _scan_all(folder, owner)
     if len(scans) == 1:
         ((only, found),) = scans.items()
         begins_well = found.records and Event.FromString(found.records[0]).file_version
@@ -126,10 +127,10 @@ def _unique(scans: Iterable[Scan]) -> Iterable[bytes]:
     return dict.fromkeys(record for found in scans for record in found.records)
 
 
-def _scan_all(folder: Path) -> dict[Path, Scan]:
-    """Read all event files in a folder; one that cannot be opened is told."""
+def _scan_all(folder: Path, owner: str = "") -> dict[Path, Scan]:
+    """Read the event files of an owner; one that cannot be opened is told."""
     scans = {}
-    for file in sorted(folder.glob("events.out.tfevents.*")):
+    for file in sorted(folder.glob(f"events.out.tfevents.*{owner}")):
         try:
             if file.is_file():
                 scans[file] = scan(file)

@@ -1,14 +1,19 @@
 """Continuing a run from what was saved of it."""
 
+import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minitrain.runs import checkpoint
 from minitrain.runs.checkpoint import Checkpoint
-from minitrain.runs.summary import Summary
-from minitrain.system.errors import SettingsError
+from minitrain.runs.folder import LOCK, entries
+from minitrain.runs.summary import Summary, read_summary
+from minitrain.system.errors import RunDirectoryError, SettingsError
+from minitrain.system.files import leftovers
 from minitrain.system.terminal import say
+
+_EVENTS = re.compile(r"events\.out\.tfevents\..*\.[0-9a-f]{16}")
 
 MACHINE = {"device", "threads", "python", "torch"}
 """What may show in the last bits of a result, and in nothing else."""
@@ -48,6 +53,50 @@ def changes(
     ]
 
 
+def check_resumable(folder: Path | None) -> None:
+    """Make sure that a folder holds a run with checkpoints, or that one may begin.
+
+    It may where the folder is new or empty, or where a run ended before its first
+    checkpoint: its lock is there, and no sign of a step. What is not the run's own is
+    never touched.
+
+    Raises:
+        StorageError: It is a file.
+        RunDirectoryError: It holds something else, or a run without its checkpoints.
+    """
+    there = entries(folder)
+    if folder is None or _has_checkpoints(folder / "checkpoints"):
+        return
+    if any(path.name == LOCK for path in there):
+        there = [path for path in there if _tells_of_steps(path)]
+    if there:
+        names = ", ".join(sorted(path.name for path in there)[:5])
+        raise RunDirectoryError(
+            f"{folder} holds no checkpoint to continue from, and is not free for a new "
+            f"run: it holds {names}. Nothing was changed; give the folder of the run "
+            "by --run-dir, or a new one"
+        )
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    """Whether there are any, be they damaged."""
+    return bool(checkpoint.listed(folder)) or any(folder.glob("step-*.corrupt"))
+
+
+def _tells_of_steps(path: Path) -> bool:
+    """Whether a file is there only after the first checkpoint of a run."""
+    if path.name == "summary.json":
+        return (read_summary(path.parent) or {"steps": 0})["steps"] != 0
+    return bool(_EVENTS.fullmatch(path.name))
+
+
+def clear(folder: Path) -> None:
+    """Remove the files of a run that a kill left unfinished."""
+    for place in (folder, folder / "checkpoints"):
+        for part in leftovers(place):  # TensorBoard would read some
+            part.unlink()
+
+
 def find_newest(folder: Path) -> Checkpoint | None:
     """Return the newest intact checkpoint of a run; None where it has none yet.
 
@@ -56,8 +105,6 @@ def find_newest(folder: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: There are checkpoints, and none of them is intact.
     """
-    for stray in folder.rglob(f".*.{'[0-9a-f]' * 16}.part"):
-        stray.unlink()  # a file that a kill left unfinished; TensorBoard would read it
     found, faults = checkpoint.newest(folder / "checkpoints")
     if found is None:
         say(f"{folder} holds no checkpoint yet: the run begins anew")
@@ -76,8 +123,8 @@ def check_changes(changed: Sequence[Change], allowed: bool) -> None:
     bound = [str(change) for change in changed if not change.is_free]
     if bound and not allowed:
         raise SettingsError(
-            "these settings change the result, and cannot change in a resumed run "
-            "unless by --allow-changes:\n  " + "\n  ".join(bound)
+            "these changes alter the result, and a resumed run takes them by "
+            "--allow-changes alone:\n  " + "\n  ".join(bound)
         )
     for change in changed:
         say(f"changed {change}")

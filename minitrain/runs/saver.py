@@ -1,5 +1,6 @@
 """Saving a run while it goes on."""
 
+import errno
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -75,7 +76,7 @@ class Saver:
             with suppress(OSError):
                 reason += f" ({shutil.disk_usage(self.folder).free} bytes are free)"
             if must_succeed or self.num_failures == 3:
-                raise StorageError(f"{reason}.\n{self._what_is_safe()}") from None
+                raise StorageError(f"{reason}.\n{self._what_next(error)}") from None
             say(f"warning: {reason}; training goes on")
             return
         self.num_failures, self.last_saved = 0, step
@@ -85,10 +86,16 @@ class Saver:
         except OSError as error:
             say(f"warning: an old checkpoint was not removed: {error}")
 
-    def _what_is_safe(self) -> str:
+    def what_is_safe(self) -> str:
+        """Return a sentence on what of the run is on disk."""
         if self.last_saved is None:
-            return "Nothing was trained yet. Make room, or give another --run-dir."
-        return (
-            f"The checkpoint of step {self.last_saved} is safe. Make room, and "
-            f"continue with --run-dir {self.folder} --resume"
-        )
+            return "Nothing was trained yet."
+        return f"The checkpoint of step {self.last_saved} is safe."
+
+    def _what_next(self, error: OSError) -> str:
+        is_full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+        remedy = "Make room" if is_full else f"See that {self.folder} can be written to"
+        if self.last_saved is None:
+            return f"{self.what_is_safe()} {remedy}, or give another --run-dir."
+        again = f"continue with --run-dir {self.folder} --resume"
+        return f"{self.what_is_safe()} {remedy}, and {again}"

@@ -1,6 +1,7 @@
 """What became of a run: `summary.json` in its directory."""
 
 import json
+import math
 import platform
 import secrets
 import time
@@ -30,6 +31,8 @@ class Summary:
 
     dataset: str
     seed: int
+    data_sha256: str = ""
+    """SHA-256 over the tensors of the data set."""
     run_id: str = field(default_factory=lambda: secrets.token_hex(8))
     """Of this run alone, and kept when it is resumed."""
     status: str = "running"
@@ -54,6 +57,17 @@ class Summary:
     withheld: dict[str, str] = field(default_factory=dict)
     """Instruments that give no reading, and why."""
     versions: dict[str, str] = field(default_factory=installed_versions)
+
+    def to_json(self) -> str:
+        """Return it as JSON, which has no number that is not finite: null stands there.
+
+        >>> json.loads(Summary("mnist", 0, test_loss=math.nan).to_json())["test_loss"]
+        """
+        values = {
+            name: None if isinstance(x, float) and not math.isfinite(x) else x
+            for name, x in asdict(self).items()
+        }
+        return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
     def note_step(self, step: Step, seconds: float) -> None:
         """Take in a step, and the seconds that it took."""
@@ -94,16 +108,26 @@ def recording(
         summary.total_seconds = time.perf_counter() - started
         try:
             with replacing(folder / "summary.json") as file:
-                file.write(json.dumps(asdict(summary), indent=2).encode() + b"\n")
+                file.write(summary.to_json().encode())
         except OSError as error:  # the checkpoints tell as much; how it ended counts
             warn(f"warning: no summary of this end was written: {error}")
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Return what `summary.json` tells of a run; None where it is absent or none."""
+    try:
+        with open_regular(folder / "summary.json") as file:
+            told = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return None
+    is_ours = isinstance(told, dict) and {"run_id", "steps"} <= told.keys()
+    return told if is_ours else None
 
 
 def finished_summary(folder: Path) -> Summary | None:
     """Return the summary of a run that came to its end, if not to its last one."""
     try:
-        with open_regular(folder / "summary.json") as file:
-            summary = Summary(**json.load(file))
-    except (OSError, ValueError, TypeError):  # absent, or not written by this version
+        summary = Summary(**(read_summary(folder) or {}))
+    except TypeError:  # absent, or not written by this version
         return None
     return summary if summary.status == "finished" else None

@@ -41,7 +41,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: As writing does.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     _unfinished.add(temporary)
     try:
@@ -75,6 +75,18 @@ def leftovers(folder: Path, name: str = "*") -> Iterator[Path]:
     of a lock, removes them.
     """
     yield from folder.glob(f".{name}.{'[0-9a-f]' * 16}.part")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, durably; one that is there will do.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -27,6 +27,8 @@ class Stop:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.answer = ""
+        """What is said to a signal that is only noted."""
         self._deferred = False
 
     def install(self) -> Self:
@@ -36,7 +38,7 @@ class Stop:
         return self
 
     def __enter__(self) -> Self:
-        self._deferred = True
+        self._deferred, self.answer = True, "saving after this step"
         return self
 
     def __exit__(
@@ -54,6 +56,6 @@ class Stop:
             os._exit(128 + number)
         self.received = signal.Signals(number)
         hint = "; Ctrl-C again to leave at once" if number == signal.SIGINT else ""
-        line = f"\n{self.received.name}: saving after this step{hint}\n"
+        line = f"\n{self.received.name}: {self.answer}{hint}\n"
         with suppress(OSError):  # the terminal may be what has hung up
             os.write(2, line.encode())

@@ -31,7 +31,7 @@ def exit_code(main: Callable[[], int], debug: bool = False) -> int:
 
     Args:
         main: The command, which returns its exit code.
-        debug: Raise errors, with their traceback, instead of printing them.
+        debug: Print the traceback of errors for people, too.
 
     Returns:
         What `main` returns; the exit code of an error for people, 128 and its number
@@ -42,15 +42,13 @@ def exit_code(main: Callable[[], int], debug: bool = False) -> int:
     try:
         return main()
     except MinitrainError as error:
-        if debug:
-            raise
+        _print_traceback(debug)
         warn(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:  # whoever reads the output, `head` perhaps, has seen enough
         return 0
     except OSError as error:
-        if debug:
-            raise
+        _print_traceback(debug)
         warn(f"error: reading or writing failed: {error}")
         return StorageError.exit_code
     except Stopped as stopped:
@@ -58,10 +56,7 @@ def exit_code(main: Callable[[], int], debug: bool = False) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Exception:
-        if debug:
-            raise
-        with suppress(OSError):
-            traceback.print_exc()
+        _print_traceback(True)
         return BUG
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -69,6 +64,13 @@ def exit_code(main: Callable[[], int], debug: bool = False) -> int:
                 stream.flush()
             except OSError:
                 discard(stream)  # Python itself would fail over it once more
+
+
+def _print_traceback(is_wanted: bool) -> None:
+    """Print the traceback of the error that is handled, if it can be."""
+    if is_wanted:
+        with suppress(OSError):
+            traceback.print_exc()
 
 
 def _open_streams() -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,10 +22,11 @@ import torch
 from harness.files import contents
 from harness.runs import PANEL, SCRIPT, points
 
+from minitrain import schedules
 from minitrain.cli.train import train as train_command
-from minitrain.experiment import build, journal, runner
+from minitrain.experiment import build, builtin, journal, runner
 from minitrain.experiment.reading import flatten, free_keys, from_toml, parse
-from minitrain.experiment.settings import Config, Settings, keys
+from minitrain.experiment.settings import Config, ModelSettings, Settings, keys
 from minitrain.fingerprint import fingerprint
 from minitrain.runs import checkpoint, events
 from minitrain.runs.resume import changes
@@ -268,18 +270,18 @@ def test_settings_that_change_the_result_are_bound(
         tmp_path, resume=True, allow_changes=True, epochs=3, optimizer={"lr": 0.01}
     )
     assert runner.run(allowed).steps == 30
-    narrow = settings(tmp_path, resume=True, allow_changes=True, model={"hidden": (7,)})
+    narrow = allowed.model_copy(update={"model": ModelSettings(hidden=(7,))})
     with pytest.raises(CheckpointError, match="does not fit the model"):
         runner.run(narrow)
     assert "changed optimizer.lr: 0.05 -> 0.01\n" in capsys.readouterr().out
 
 
 SETTINGS = {
-    "free": """epochs=9 device='cuda' threads=2 data.root='elsewhere' log.every=3
+    "free": """device='cuda' threads=2 data.root='elsewhere' log.every=3
         checkpoint.every=3 checkpoint.keep=3 instruments.budget=0.5 instruments.look=1
         instruments.audit=1 instruments.truth=1 instruments.noise=1
         instruments.sharpness=true instruments.histograms=true""",
-    "bound": """seed=1 precision='bfloat16' clip-norm=1.0 accumulate=2
+    "bound": """epochs=9 seed=1 precision='bfloat16' clip-norm=1.0 accumulate=2
         data.name='mnist' data.batch-size=32 model.name='cnn' model.hidden=[64]
         loss.label-smoothing=0.1
         model.dropout=0.5
@@ -295,14 +297,62 @@ CLASSES = {s: kind for kind, settings in SETTINGS.items() for s in settings.spli
 def test_every_setting_is_free_or_bound(setting: str, kind: str) -> None:
     key = setting.split("=")[0]
     old, new = flatten(Config()), flatten(from_toml(setting))
-    found = [(each.key, each.is_free) for each in changes(old, new, free_keys(new))]
+    changed = changes(old, new, free_keys(old, new))
+    found = [(each.key, each.is_free) for each in changed]
     assert found == ([(key, kind == "free")] if kind in ("free", "bound") else [])
+
+
+def test_more_epochs_are_free_where_no_step_changes_by_them() -> None:
+    """Under every other schedule the learning rate goes by the number of steps."""
+    flat = flatten(Config())
+    for name, other in itertools.product(schedules.SCHEDULES, repeat=2):
+        old, new = ({**flat, "schedule.name": each} for each in (name, other))
+        assert ("epochs" in free_keys(old, new)) == (name == other == "constant")
 
 
 def test_no_setting_is_forgotten() -> None:
     sections = {name for name, value in Config() if isinstance(value, Settings)}
     known = {setting.split("=")[0] for setting in CLASSES}
     assert set(keys(Config)) == known | sections | {"resume"}
+
+
+def test_more_epochs_change_the_steps_of_a_schedule(tmp_path, capsys) -> None:
+    """The next step is then another one than the run would have made."""
+    interrupt(settings(tmp_path), Stopped, 14)
+    before = contents(tmp_path)
+    with pytest.raises(SettingsError, match=r"alone:\n  epochs: 2 -> 3$"):
+        runner.run(settings(tmp_path, resume=True, epochs=3))
+    assert contents(tmp_path) == before
+    allowed = settings(tmp_path, resume=True, epochs=3, allow_changes=True)
+    summary = runner.run(allowed)
+    change = {"step": 14, "key": "epochs", "old": 2, "new": 3}
+    assert summary.steps == 30 and summary.changes == [change]
+    kept = json.loads((tmp_path / "summary.json").read_text())
+    assert kept["changes"] == [change]
+
+
+def test_other_data_are_refused_by_their_hash(tmp_path, monkeypatch) -> None:
+    interrupt(settings(tmp_path), Stopped, 14)
+    before = contents(tmp_path)
+    kept = json.loads((tmp_path / "summary.json").read_text())
+    whole = builtin.load_data("digits")
+    tensors = {"train": whole.train, "test": whole.test}
+    assert kept["data_sha256"] == fingerprint(tensors)
+    for part in ("train", "test"):
+        images, labels = tensors[part]
+        other = images.clone()
+        other[-1, -1, -1] += 1  # one pixel of one image
+        changed = replace(whole, **{part: type(whole.train)(other, labels)})
+        monkeypatch.setitem(builtin.LOADERS, "digits", lambda root, d=changed: d)
+        now = fingerprint({"train": changed.train, "test": changed.test})
+        told = rf"data.sha256: {kept['data_sha256']} -> {now}$"
+        with pytest.raises(SettingsError, match=told):
+            runner.run(settings(tmp_path, resume=True))
+        assert contents(tmp_path) == before
+    summary = runner.run(settings(tmp_path, resume=True, allow_changes=True))
+    hashes = {"old": kept["data_sha256"], "new": now}
+    assert summary.changes == [{"step": 14, "key": "data.sha256", **hashes}]
+    assert summary.data_sha256 == now
 
 
 def test_what_may_change_the_last_bits_is_told(tmp_path, monkeypatch, capsys) -> None:
@@ -451,8 +501,8 @@ def test_flags_stand_above_the_settings_kept_in_the_run(tmp_path) -> None:
     found = parse(flags)
     assert found.resume and (found.seed, found.model.hidden) == (5, (7, 9))
     assert (found.clip_norm, found.checkpoint.every) == (3, 3)
-    flat = flatten(found)
-    changed = changes(flatten(kept), flat, free_keys(flat))
+    old, new = flatten(kept), flatten(found)
+    changed = changes(old, new, free_keys(old, new))
     bound = [str(change) for change in changed if not change.is_free]
     assert bound == ["clip-norm: 2.0 -> 3.0"]
 
@@ -561,7 +611,8 @@ def test_a_signal_ends_a_run_once_its_step_is_saved(tmp_path, name: str) -> None
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["steps"]) == ("interrupted", step)
     epochs = step // 10 + 1
-    more = parse(["--resume", "--run-dir", str(folder), "--epochs", str(epochs)])
+    flags = ("--resume", "--allow-changes", "--run-dir", folder, "--epochs", epochs)
+    more = parse([str(flag) for flag in flags])
     assert runner.run(more).steps == 10 * epochs
     points(folder)
 

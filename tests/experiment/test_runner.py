@@ -73,13 +73,14 @@ def test_a_run_leaves_settings_events_and_summary(run, capsys) -> None:
         "checkpoints",
         "config",
         "events",
-        "lock",
+        "minitrain",
         "summary",
     }
     kept = json.loads((folder / "summary.json").read_text())
     assert set(kept) == {
         "status",
         "dataset",
+        "data_sha256",
         "steps",
         "epochs",
         "test_accuracy",

@@ -1,5 +1,6 @@
 """The worked example: its numbers are the run's, and a wrong one is told."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable
@@ -183,7 +184,7 @@ def test_a_run_that_is_another_one_is_told(tmp_path, explain: Explain) -> None:
 def test_a_step_made_by_other_settings_is_not_invented(
     tmp_path, explain: Explain
 ) -> None:
-    """config.toml holds the last settings; steps before they changed had others."""
+    """Without a checkpoint between them no replay goes through both settings."""
     runner.run(settings(tmp_path))
     kept = read(tmp_path / "config.toml")
     optimizer = kept.optimizer.model_copy(update={"momentum": 0.5})
@@ -191,9 +192,29 @@ def test_a_step_made_by_other_settings_is_not_invented(
     runner.run(kept.model_copy(update=update | {"resume": True}))
     for path in (tmp_path / "checkpoints").iterdir():
         path.unlink()  # as rotation does in the course of a longer run
-    command = (tmp_path, "--step", 7, "--parameter", NAME, "--index", *INDEX)
+    command = (tmp_path, "--step", 14, "--parameter", NAME, "--index", *INDEX)
     code, _, error = explain(*command)
     assert code == 2 and "optimizer.momentum from 0.9 to 0.5" in error
+
+
+@pytest.mark.parametrize("step", [5, 10, 11, 14])
+def test_a_step_is_explained_by_the_settings_that_it_was_made_with(
+    tmp_path, explain: Explain, step: int
+) -> None:
+    """Ten steps with momentum 0.9, and ten with 0.5 and another learning rate."""
+    settings_of = functools.partial(settings, checkpoint={"every": 1, "keep": 99})
+    runner.run(settings_of(tmp_path))
+    kept = read(tmp_path / "config.toml")
+    optimizer = kept.optimizer.model_copy(update={"momentum": 0.5})
+    update = {"optimizer": optimizer, "epochs": 2, "allow_changes": True}
+    runner.run(kept.model_copy(update=update | {"resume": True}))
+    command = (tmp_path, "--step", step, "--parameter", NAME, "--index", *INDEX)
+    code, out, error = explain(*command)
+    assert code == 0 and "bit for bit" in out, error
+    # One-cycle: down from step 3 of 10, and from step 6 of 20.
+    lr = {5: 0.05 * 6 / 7, 10: 0.05 / 7, 11: 0.05 * 10 / 14, 14: 0.05 * 7 / 14}
+    assert printed(out)["lr"] == pytest.approx(lr[step])
+    assert printed(out)["momentum"] == (0.9 if step <= 10 else 0.5)
 
 
 @pytest.mark.parametrize("form", [FLOAT32, FLOAT64])

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-LOCKS = {"lock", ".lock"}
+from minitrain.runs.folder import LOCK
+
+LOCKS = {LOCK, ".lock"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
