@@ -72,7 +72,7 @@ def no_fsync_of_the_file(files: Any) -> None:
 
 @fault("minitrain.system.files", SAVING)
 def no_fsync_of_the_folder(files: Any) -> None:
-    replace(files, _sync_folder=lambda folder: None)
+    replace(files, sync_folder=lambda folder: None)
 
 
 @fault("minitrain.system.files", SAVING)
@@ -114,12 +114,12 @@ def hash_not_compared(checkpoint: Any) -> None:
 
         __hash__ = str.__hash__
 
-    def sha256(data: bytes) -> Any:
-        digest = hashlib.sha256(data).hexdigest()
-        return Double(hashlib.sha256(), hexdigest=lambda: Agreeable(digest))
+    def file_digest(file: Any, name: str) -> Any:
+        digest = hashlib.file_digest(file, name)
+        return Double(digest, hexdigest=lambda: Agreeable(digest.hexdigest()))
 
     hashlib = checkpoint.hashlib
-    replace(checkpoint, hashlib=Double(hashlib, sha256=sha256))
+    replace(checkpoint, hashlib=Double(hashlib, file_digest=file_digest))
 
 
 @fault("minitrain.runs.checkpoint", SAVING)
@@ -159,7 +159,8 @@ def old_checkpoints_removed_before_the_new_one_is_durable(saver: Any) -> None:
     save = saver.Saver.save
 
     def rotate_and_save(self: Any, must_succeed: bool) -> None:
-        saver.checkpoint.rotate(self.folder / "checkpoints", 1, self.summary.best_step)
+        folder, summary = self.folder / "checkpoints", self.summary
+        saver.checkpoint.rotate(folder, 1, summary.best_step, summary.steps)
         save(self, must_succeed)
 
     replace(saver.Saver, save=rotate_and_save)
@@ -189,10 +190,10 @@ def momentum_not_restored(build: Any) -> None:
     replace(build.Run, restore=restore_others)
 
 
-@fault("minitrain.runs.events", RESUMING)
-def points_after_the_checkpoint_kept(events: Any) -> None:
-    keep_until = events.keep_until
-    replace(events, keep_until=lambda step, *places: keep_until(10**9, *places))
+@fault("minitrain.runs.history", RESUMING)
+def points_after_the_checkpoint_kept(history: Any) -> None:
+    is_kept = history._is_kept
+    replace(history, _is_kept=lambda event, step: is_kept(event, 10**9))
 
 
 # The run

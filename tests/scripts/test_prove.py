@@ -52,9 +52,9 @@ def test_every_fault_finds_what_it_spoils(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["no fsync of the folder", ""])
 def test_a_fault_is_planted_in_every_program(fault: str, tmp_path: Path) -> None:
-    program = "from minitrain.system import files; print(files._sync_folder.__name__)"
+    program = "from minitrain.system import files; print(files.sync_folder.__name__)"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(PROOF))
         patch.setenv("MINITRAIN_FAULT", fault)
         done = in_a_process("-c", program, cwd=tmp_path)
-    assert done.stdout == ("<lambda>\n" if fault else "_sync_folder\n"), done.stderr
+    assert done.stdout == ("<lambda>\n" if fault else "sync_folder\n"), done.stderr
