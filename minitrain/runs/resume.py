@@ -58,7 +58,7 @@ def find_newest(folder: Path) -> Checkpoint | None:
     """
     for stray in folder.rglob(f".*.{'[0-9a-f]' * 16}.part"):
         stray.unlink()  # a file that a kill left unfinished; TensorBoard would read it
-    found, faults = checkpoint.newest(folder / "checkpoints")
+    found, faults = checkpoint.find_newest(folder / "checkpoints")
     if found is None:
         say(f"{folder} holds no checkpoint yet: the run begins anew")
         return None

@@ -40,7 +40,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("honest")
     every = {"every": 5, "keep": 9}
     runner.run(settings(folder, checkpoint=every))
-    paths = checkpoint.listed(folder / "checkpoints")
+    paths = checkpoint.find_all(folder / "checkpoints")
     (found,) = [each for each in map(checkpoint.load, paths) if each.step == 5]
     return found
 
