@@ -32,7 +32,7 @@ def default_root() -> Path:
         ) from None
 
 
-def cached(
+def read_or_make(
     path: Path,
     make: Callable[[], tuple[Examples, Examples]],
     is_right: Callable[[Examples, Examples], bool],

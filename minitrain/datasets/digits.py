@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from minitrain.datasets.cache import cached
+from minitrain.datasets.cache import read_or_make
 from minitrain.datasets.dataset import Dataset, Examples
 
 VERSION = 1
@@ -187,7 +187,7 @@ def digits(root: Path, num_train: int = 60_000, num_test: int = 10_000) -> Datas
         return _may_be_drawn(train, TRAIN_SEED) and _may_be_drawn(test, TEST_SEED)
 
     path = root / "minitrain" / f"digits-{num_train}-{num_test}-v{VERSION}.pt"
-    return Dataset("digits", tuple("0123456789"), *cached(path, draw, are_right))
+    return Dataset("digits", tuple("0123456789"), *read_or_make(path, draw, are_right))
 
 
 def _may_be_drawn(examples: Examples, seed: int) -> bool:

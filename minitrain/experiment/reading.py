@@ -66,7 +66,7 @@ def _kept_settings(folder: Path) -> Config | None:
         return read(folder / "config.toml")
     from minitrain.runs import checkpoint  # with torch: only where it is needed
 
-    for path in reversed(checkpoint.listed(folder / "checkpoints")):
+    for path in reversed(checkpoint.find_all(folder / "checkpoints")):
         with suppress(CheckpointError):
             return from_toml(checkpoint.load(path).state["settings"])
     return None

@@ -200,7 +200,7 @@ def load(run_dir: Path | str) -> nn.Module:
         CheckpointError: The run has no intact checkpoint.
     """
     folder = Path(run_dir) / "checkpoints"
-    found, _ = checkpoint.newest(folder)
+    found, _ = checkpoint.find_newest(folder)
     if found is None:
         raise CheckpointError(f"{folder} holds no checkpoint")
     check_state(found)

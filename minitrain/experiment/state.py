@@ -81,17 +81,26 @@ class OptimizerState(State):
     param_groups: Annotated[list[Group], Field(min_length=1, max_length=1)]
 
 
+class NoiseState(State):
+    """The averages of the noise scale."""
+
+    decay: Annotated[float, Field(ge=0, lt=1)]
+    num_updates: int
+    gradient_square: float
+    trace: float
+
+
 class PanelState(State):
     """What the panel of instruments keeps from step to step."""
 
     seconds: float
     start: list[Finite]
     corner: list[Finite]
-    path_length: Finite | InstanceOf[float]
+    path_length: Finite
     previous: list[Finite] | None
     clipping: Annotated[tuple[int, int], Strict(False)]
-    first_loss: float | None
-    noise: dict[str, float | int]
+    first_loss: float
+    noise: NoiseState
 
 
 class FindingsState(State):

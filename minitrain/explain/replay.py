@@ -245,7 +245,7 @@ def _read_checkpoints(folder: Path) -> Iterator[Checkpoint]:
     Raises:
         CheckpointError: One is intact and not of a run of this version.
     """
-    for path in reversed(checkpoint.listed(folder / "checkpoints")):
+    for path in reversed(checkpoint.find_all(folder / "checkpoints")):
         try:
             found = checkpoint.load(path)
         except (DamagedError, UnreadableError) as error:

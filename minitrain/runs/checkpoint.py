@@ -128,7 +128,7 @@ def _check_format(path: Path, state: dict[str, Any]) -> None:
     )
 
 
-def listed(folder: Path) -> list[Path]:
+def find_all(folder: Path) -> list[Path]:
     """List the checkpoints in a folder by step, the newest last.
 
     Whatever else is there is ignored, be it a folder, a pipe or a device of that name.
@@ -146,7 +146,7 @@ def listed(folder: Path) -> list[Path]:
         raise UnreadableError(f"cannot read {folder}: {error.strerror}") from error
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def find_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Find the newest checkpoint that is intact.
 
     A damaged one is passed over and kept, renamed `*.corrupt` where the folder allows
@@ -162,7 +162,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             intact one is none that this version writes.
     """
     faults = []
-    for path in reversed(listed(folder)):
+    for path in reversed(find_all(folder)):
         try:
             return load(path), faults
         except UnreadableError as error:
@@ -197,7 +197,7 @@ def rotate(folder: Path, keep: int, best: int, last: int) -> None:
     Raises:
         OSError: One cannot be removed.
     """
-    steps = {path: int(path.name[5:].partition(".")[0]) for path in listed(folder)}
+    steps = {path: int(path.name[5:].partition(".")[0]) for path in find_all(folder)}
     old = [path for path, step in steps.items() if step <= last]
     for path in [path for path in old if _can_be_read(path)][:-keep]:
         if steps[path] != best and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""Event files: how TensorBoard's records are framed, written and read."""
+"""Event files: how TensorBoard's records are frame_record, written and read."""
 
 import mmap
 import os
@@ -27,7 +27,7 @@ MOST_SKIPPED = 2**20
 """How many bytes are searched for the next record where one is damaged."""
 
 
-def framed(data: bytes) -> bytes:
+def frame_record(data: bytes) -> bytes:
     """Return a record of an event file: length and bytes, each with its checksum.
 
     TensorBoard's own writer adds up the checksum in Python, in 60 times the time.
@@ -81,7 +81,7 @@ class EventFile:
 
     def add(self, record: bytes) -> None:
         """Take in a record, to be written at the next flush."""
-        frame = framed(record)
+        frame = frame_record(record)
         if self._num_bytes + len(frame) > MOST_WAITING:
             self._num_lost += 1
             return
@@ -180,11 +180,11 @@ def scan(path: Path) -> Scan:
     with data:
         for start, record in _split(data):
             num_damaged += start - end
-            end = start + len(framed(record))
+            end = start + len(frame_record(record))
             try:
                 last = max(last, Event.FromString(record).step)
             except DecodeError:
-                num_damaged += len(framed(record))
+                num_damaged += len(frame_record(record))
                 continue
             records.append(record)
             starts.append(start)

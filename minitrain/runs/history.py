@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from minitrain.runs.events import Event, Scan, blank, first_record, framed, scan
+from minitrain.runs.events import Event, Scan, blank, first_record, frame_record, scan
 from minitrain.runs.tags import AT_THE_END
 from minitrain.system.files import replacing
 from minitrain.system.terminal import warn
@@ -48,7 +48,7 @@ def keep_until(step: int, folder: Path, path: Path, owner: str = "") -> Path:
             kept.append((event.step, record))
     with replacing(path) as file:
         for _, record in sorted(kept, key=operator.itemgetter(0)):
-            file.write(framed(record))
+            file.write(frame_record(record))
     for file, found in scans.items():
         num_bytes = _count_missing(found, step)
         if not num_bytes:
@@ -90,7 +90,7 @@ def _drop_in_place(path: Path, found: Scan, step: int) -> None:
         for start, record in zip(found.starts[1:], found.records[1:], strict=True):
             if len(record) >= 6 and not _is_kept(Event.FromString(record), step):
                 file.seek(start)
-                file.write(framed(blank(len(record))))
+                file.write(frame_record(blank(len(record))))
         file.truncate(path.stat().st_size - found.num_at_end)
         file.flush()
         os.fsync(file.fileno())

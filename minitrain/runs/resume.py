@@ -80,7 +80,7 @@ def check_resumable(folder: Path | None) -> None:
 
 def _has_checkpoints(folder: Path) -> bool:
     """Whether there are any, be they damaged."""
-    return bool(checkpoint.listed(folder)) or any(folder.glob("step-*.corrupt"))
+    return bool(checkpoint.find_all(folder)) or any(folder.glob("step-*.corrupt"))
 
 
 def _tells_of_steps(path: Path) -> bool:
@@ -105,7 +105,7 @@ def find_newest(folder: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: There are checkpoints, and none of them is intact.
     """
-    found, faults = checkpoint.newest(folder / "checkpoints")
+    found, faults = checkpoint.find_newest(folder / "checkpoints")
     if found is None:
         say(f"{folder} holds no checkpoint yet: the run begins anew")
         return None

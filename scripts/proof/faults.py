@@ -124,10 +124,10 @@ def hash_not_compared(checkpoint: Any) -> None:
 
 @fault("minitrain.runs.checkpoint", SAVING)
 def newest_by_time_and_not_by_step(checkpoint: Any) -> None:
-    listed = checkpoint.listed
+    find_all = checkpoint.find_all
     replace(
         checkpoint,
-        listed=lambda folder: sorted(listed(folder), key=os.path.getmtime),
+        find_all=lambda folder: sorted(find_all(folder), key=os.path.getmtime),
     )
 
 
@@ -143,15 +143,15 @@ def checkpoints_unpickled_without_restriction(checkpoint: Any) -> None:
 
 @fault("minitrain.runs.checkpoint", RESUMING)
 def back_to_step_0_where_all_checkpoints_are_damaged(checkpoint: Any) -> None:
-    newest = checkpoint.newest
+    find_newest = checkpoint.find_newest
 
     def forgiving(folder: Path) -> Any:
         try:
-            return newest(folder)
+            return find_newest(folder)
         except checkpoint.CheckpointError:
             return None, []
 
-    replace(checkpoint, newest=forgiving)
+    replace(checkpoint, find_newest=forgiving)
 
 
 @fault("minitrain.runs.saver", RESUMING)

@@ -14,7 +14,7 @@ from harness.files import contents, flipped
 from harness.small_sets import random_examples
 
 from minitrain.datasets import cache, digits
-from minitrain.datasets.cache import cached
+from minitrain.datasets.cache import read_or_make
 from minitrain.datasets.dataset import Examples
 from minitrain.fingerprint import fingerprint
 from minitrain.system.errors import DataError
@@ -29,7 +29,7 @@ def read(path: Path, made: list[str]) -> tuple[Examples, Examples]:
         made.append("anew")
         return EXAMPLES
 
-    return cached(path, make, lambda train, test: len(train.labels) == 6)
+    return read_or_make(path, make, lambda train, test: len(train.labels) == 6)
 
 
 def equal(found: tuple[Examples, Examples]) -> bool:

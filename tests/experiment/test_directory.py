@@ -247,7 +247,7 @@ def test_a_step_that_is_not_finite_names_the_checkpoint(tmp_path, capsys) -> Non
     with pytest.raises(NotFiniteError) as caught:
         runner.run(settings(tmp_path / "a", **huge))
     step = caught.value.step
-    saved = checkpoint.listed(tmp_path / "a" / "checkpoints")[-1].name
+    saved = checkpoint.find_all(tmp_path / "a" / "checkpoints")[-1].name
     last = int(saved[5:13])
     assert terminal.exit_code(lambda: train(settings(tmp_path / "b", **huge))) == 6
     said = f"those after step {step - 1}. The checkpoint of step {last} is safe."

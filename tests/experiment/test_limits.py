@@ -110,7 +110,7 @@ def test_divergence_in_the_last_update_is_told(tmp_path, capsys) -> None:
     kept = json.loads(text)
     assert kept["status"].startswith("failed: DivergedError") and kept["steps"] == 2
     assert kept["test_loss"] is None
-    (*_, path) = checkpoint.listed(tmp_path / "checkpoints")
+    (*_, path) = checkpoint.find_all(tmp_path / "checkpoints")
     tensors = checkpoint.load(path).state["model"].values()
     assert all(tensor.isfinite().all() for tensor in tensors), "unseen till then"
     again = config.model_copy(update={"resume": True})

@@ -122,7 +122,7 @@ def test_it_ends_as_if_never_interrupted(
     """In the first step, inside an epoch, and on both sides of each evaluation."""
     run = functools.partial(settings, tmp_path, model={"name": model, "dropout": 0.3})
     interrupt(run(), way, at, on)
-    newest, _ = checkpoint.newest(tmp_path / "checkpoints")
+    newest, _ = checkpoint.find_newest(tmp_path / "checkpoints")
     assert newest is not None
     assert newest.step == at if way is Stopped else at - 3 <= newest.step < at
     assert told(tmp_path, runner.run(run(resume=True))) == undisturbed(model)
@@ -378,7 +378,7 @@ def test_a_checkpoint_of_an_accelerator_is_continued_on_the_cpu(
 ) -> None:
     """Here a CPU's, relabelled: the state of a generator that is not there is left."""
     interrupt(settings(tmp_path), Stopped, 14)
-    (*_, path) = checkpoint.listed(tmp_path / "checkpoints")
+    (*_, path) = checkpoint.find_all(tmp_path / "checkpoints")
     kept = checkpoint.load(path).state
     path.unlink()
     kept["settings"] = kept["settings"].replace('"cpu"', '"cuda:0"')
@@ -397,11 +397,11 @@ def test_a_checkpoint_holds_the_run_and_what_it_was_made_with(tmp_path) -> None:
     kept = {
         folder: [checkpoint.load(path).state["summary"] for path in paths]
         for folder in "ab"
-        if (paths := checkpoint.listed(tmp_path / folder / "checkpoints"))
+        if (paths := checkpoint.find_all(tmp_path / folder / "checkpoints"))
     }
     first, second = ({s["run_id"] for s in summaries} for summaries in kept.values())
     assert len(first) == len(second) == 1 and first != second
-    found, _ = checkpoint.newest(tmp_path / "a" / "checkpoints")
+    found, _ = checkpoint.find_newest(tmp_path / "a" / "checkpoints")
     assert found is not None
     version = found.state["summary"]["versions"]["torch"]
     assert torch.__version__.startswith(version)
@@ -423,7 +423,7 @@ def test_a_disk_that_is_full_for_a_while_is_ridden_out(
 
     def sometimes(source, target) -> None:
         if "checkpoints" in str(target):
-            kept.append([path.name[:13] for path in checkpoint.listed(folder)])
+            kept.append([path.name[:13] for path in checkpoint.find_all(folder)])
             if 3 <= next(failing) < 3 + num_failures:
                 raise full()
         replace(source, target)
@@ -474,7 +474,7 @@ def test_points_that_cannot_be_written_cost_no_training(
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, capsys) -> None:
     runner.run(settings(tmp_path))
-    path = checkpoint.listed(tmp_path / "checkpoints")[-1]
+    path = checkpoint.find_all(tmp_path / "checkpoints")[-1]
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     summary = runner.run(settings(tmp_path, resume=True))
     assert told(tmp_path, summary) == undisturbed()
@@ -485,7 +485,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, capsys) -> N
 
 def test_it_never_begins_anew_in_silence(tmp_path, capsys) -> None:
     runner.run(settings(tmp_path))
-    for path in checkpoint.listed(tmp_path / "checkpoints"):
+    for path in checkpoint.find_all(tmp_path / "checkpoints"):
         path.write_bytes(b"")
     run = settings(tmp_path, resume=True)
     for _ in range(2):
@@ -575,7 +575,7 @@ def test_a_step_that_is_not_finite_is_not_made(
     norm = f"{step.grad_norm:.4g}" if where == "loss" else "nan"
     assert f"step {at} is not finite, {first}: loss {loss}, |grad L| {norm}" in error
     assert f"lr {step.lr:.4g}." in error and "Traceback" not in error
-    for path in checkpoint.listed(tmp_path / "checkpoints"):
+    for path in checkpoint.find_all(tmp_path / "checkpoints"):
         kept = checkpoint.load(path).state
         momentum = [s["momentum_buffer"] for s in kept["optimizer"]["state"].values()]
         tensors = [*kept["model"].values(), *momentum]

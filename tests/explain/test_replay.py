@@ -159,7 +159,7 @@ def test_without_checkpoints_it_replays_from_the_seed(
 ) -> None:
     config = settings(tmp_path)
     runner.run(config)
-    for path in checkpoint.listed(tmp_path / "checkpoints"):
+    for path in checkpoint.find_all(tmp_path / "checkpoints"):
         path.write_bytes(b"damaged")
     before = hashes(tmp_path)
     command = (tmp_path, "--step", 7, "--parameter", NAME, "--index", *INDEX)

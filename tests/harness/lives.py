@@ -56,11 +56,12 @@ class Fate:
 
         return call
 
-    def open_file(self, *arguments: Any, **options: Any) -> Any:
-        self.num_files += 1
-        if 2 < self.num_files <= 2 + self.full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return open(*arguments, **options)
+    def open_file(self, path: Path, mode: str) -> Any:
+        if mode != "rb":
+            self.num_files += 1
+            if 2 < self.num_files <= 2 + self.full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return open(path, mode)
 
 
 def live(words: list[str], output: str, fate: dict[str, int]) -> NoReturn:

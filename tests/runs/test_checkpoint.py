@@ -28,7 +28,7 @@ from harness.runs import verified
 import minitrain
 from minitrain.fingerprint import fingerprint
 from minitrain.runs import checkpoint
-from minitrain.runs.checkpoint import listed, load, newest, rotate, save
+from minitrain.runs.checkpoint import find_all, find_newest, load, rotate, save
 from minitrain.system import files
 from minitrain.system.errors import CheckpointError
 
@@ -94,8 +94,8 @@ def test_order_is_that_of_steps_and_strangers_are_left_alone(tmp_path: Path):
         (tmp_path / name).write_bytes(b"stranger")
     (tmp_path / f"step-200000000.{digest}.pt").mkdir()
     expected = contents(tmp_path)
-    assert listed(tmp_path) == [paths[step] for step in sorted(steps)]
-    found, faults = newest(tmp_path)
+    assert find_all(tmp_path) == [paths[step] for step in sorted(steps)]
+    found, faults = find_newest(tmp_path)
     assert found is not None and found.path == paths[100_000_000] and faults == []
     rotate(tmp_path, keep=2, best=9, last=100_000_000)
     del expected[paths[10].name]
@@ -111,7 +111,7 @@ def test_rotation_keeps_the_newest_and_the_best(
 ):
     paths = {step: save(tmp_path, step, STATE) for step in [8, 1, 9, 3]}
     rotate(tmp_path, keep, best, last=9)
-    assert listed(tmp_path) == [paths[step] for step in kept]
+    assert find_all(tmp_path) == [paths[step] for step in kept]
 
 
 def test_rotation_removes_no_links(tmp_path: Path):
@@ -124,7 +124,7 @@ def test_rotation_removes_no_links(tmp_path: Path):
     before = contents(tmp_path)
     rotate(folder, keep=2, best=3, last=3)
     assert contents(tmp_path) == before
-    assert listed(folder) == [link, *newer] and link.is_symlink()
+    assert find_all(folder) == [link, *newer] and link.is_symlink()
 
 
 def unreadable(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
@@ -145,12 +145,12 @@ def test_rotation_does_not_count_what_cannot_be_read(
     """Else it would remove every new one at once, however many were acknowledged."""
     paths = {step: save(tmp_path, step, STATE) for step in (1, 4, 7, 20, 21)}
     unreadable(monkeypatch, paths[4], paths[20], paths[21])
-    found, faults = newest(tmp_path)
+    found, faults = find_newest(tmp_path)
     assert found is not None and found.step == 7 and len(faults) == 2
     for step in (8, 9, 10):
         paths[step] = save(tmp_path, step, STATE)
         rotate(tmp_path, keep=2, best=0, last=step)
-    assert listed(tmp_path) == [paths[step] for step in (4, 9, 10, 20, 21)]
+    assert find_all(tmp_path) == [paths[step] for step in (4, 9, 10, 20, 21)]
 
 
 def test_rotation_does_not_count_what_was_passed_over(tmp_path: Path):
@@ -159,7 +159,7 @@ def test_rotation_does_not_count_what_was_passed_over(tmp_path: Path):
     for step in (8, 9):
         paths[step] = save(tmp_path, step, STATE)
         rotate(tmp_path, keep=2, best=0, last=step)
-    assert listed(tmp_path) == [paths[step] for step in (8, 9, 20, 21)]
+    assert find_all(tmp_path) == [paths[step] for step in (8, 9, 20, 21)]
 
 
 @on_posix
@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_read_is_told(
 
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(CheckpointError, match=f"cannot read {tmp_path}: Permission"):
-        newest(tmp_path)
+        find_newest(tmp_path)
 
 
 # Damage
@@ -219,11 +219,11 @@ def test_newest_falls_back_but_never_to_the_beginning(
         expected[f"{path.name}.corrupt"] = path.read_bytes()
     for told in [damaged, []]:  # a second attempt finds them renamed
         if intact:
-            found, faults = newest(tmp_path)
+            found, faults = find_newest(tmp_path)
             assert found is not None and found.path == intact[-1]
         else:
             with pytest.raises(CheckpointError, match="is intact") as error:
-                newest(tmp_path)
+                find_newest(tmp_path)
             faults = str(error.value).splitlines()[1:-1]
             told = told or sorted(f"{path}.corrupt" for path in damaged)
         assert [fault.split(" is damaged")[0] for fault in faults] == [*map(str, told)]
@@ -239,14 +239,14 @@ def test_read_only_disk_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     intact, damaged = (save(tmp_path, step, STATE) for step in [1, 2])
     damaged.write_bytes(b"")
     monkeypatch.setattr(Path, "rename", refuse)
-    found, faults = newest(tmp_path)
+    found, faults = find_newest(tmp_path)
     assert found is not None and found.path == intact and len(faults) == 1
 
 
 def test_no_checkpoint_yet(tmp_path: Path):
-    assert newest(tmp_path) == newest(tmp_path / "missing") == (None, [])
+    assert find_newest(tmp_path) == find_newest(tmp_path / "missing") == (None, [])
     (tmp_path / ".step-00000001.pt.part").touch()  # of a first save that was killed
-    assert newest(tmp_path) == (None, [])
+    assert find_newest(tmp_path) == (None, [])
 
 
 # Attacks: the hash says that a file is whole, not that it is harmless
@@ -387,7 +387,7 @@ def test_another_format_is_refused_by_name_and_left_alone(
         digest = hashlib.sha256(data).hexdigest()
         (tmp_path / f"step-{step:08d}.{digest}.pt").write_bytes(data)
     before = contents(tmp_path)
-    for find in (newest, lambda folder: load(listed(folder)[-1])):
+    for find in (find_newest, lambda folder: load(find_all(folder)[-1])):
         with pytest.raises(CheckpointError) as caught:
             find(tmp_path)
         text = str(caught.value)
@@ -411,14 +411,14 @@ def test_what_is_no_file_counts_as_none(kind: str, tmp_path: Path):
         "dangling": lambda: path.symlink_to("nowhere"),
     }
     make[kind]()
-    assert listed(tmp_path) == [] and newest(tmp_path) == (None, [])
+    assert find_all(tmp_path) == [] and find_newest(tmp_path) == (None, [])
     with pytest.raises(CheckpointError, match="cannot read"):
         load(path)
     intact = [save(tmp_path, step, STATE) for step in (1, 2, 3)]
-    found, faults = newest(tmp_path)
+    found, faults = find_newest(tmp_path)
     assert found is not None and found.path == intact[-1] and faults == []
     rotate(tmp_path, keep=2, best=0, last=3)
-    assert listed(tmp_path) == intact[1:] and os.path.lexists(path)
+    assert find_all(tmp_path) == intact[1:] and os.path.lexists(path)
 
 
 def test_a_giant_is_refused_without_being_read_into_memory(tmp_path: Path):
@@ -479,7 +479,7 @@ def test_failed_save_is_told_and_harms_nothing(
     with pytest.raises(OSError, match=os.strerror(number)):
         save(tmp_path, 2, STATE)
     if failing == 4:  # the new name may outlive a power cut, or may not
-        before |= {path.name: path.read_bytes() for path in listed(tmp_path)[1:]}
+        before |= {path.name: path.read_bytes() for path in find_all(tmp_path)[1:]}
         assert verified(tmp_path) == {1, 2}
     assert contents(tmp_path) == before
     disk.calls, disk.failing = [], -1
@@ -609,6 +609,6 @@ def test_what_cannot_be_read_is_not_called_damaged(
         return original(path)
 
     monkeypatch.setattr(checkpoint, "open_regular", failing)
-    found, faults = newest(tmp_path)
+    found, faults = find_newest(tmp_path)
     assert found is not None and found.path == old and str(new) in faults[0]
     assert new.exists()

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 
 from minitrain.runs import events
 from minitrain.runs.board import Board
-from minitrain.runs.events import Event, EventFile, blank, framed
+from minitrain.runs.events import Event, EventFile, blank, frame_record
 from minitrain.runs.history import read_curves
 
 resource = pytest.importorskip("resource", reason="limits are POSIX's")
@@ -75,7 +75,9 @@ def test_points_wait_while_the_disk_is_full(
                 board.log(step, {"loss": step})
                 board.flush()
                 assert read(tmp_path) == {k: k for k in range(1, len(records(path)))}
-            assert path.stat().st_size == sum(len(framed(r)) for r in records(path))
+            assert path.stat().st_size == sum(
+                len(frame_record(r)) for r in records(path)
+            )
         error = capsys.readouterr().err
         assert error.count("cannot be written") == 1 == error.count("File too large")
         board.log(50, {"loss": 50})
@@ -153,7 +155,7 @@ def test_a_flipped_bit_costs_its_record_alone(
     part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     path = write(tmp_path, range(1, 21))
-    frames = [framed(record) for record in records(path)]
+    frames = [frame_record(record) for record in records(path)]
     start = sum(map(len, frames[:8]))  # of step 8, after the version
     offset = {"length": 0, "its checksum": 9, "data": 14, "their checksum": -1}[part]
     position = start + (offset if offset >= 0 else len(frames[8]) - 1)
@@ -187,7 +189,13 @@ def test_every_bit_may_flip(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "hole",
-    [b"", b"\0" * 4096, b"\xff" * 4096, framed(b"\xff" * 30), framed(b"\x0f")],
+    [
+        b"",
+        b"\0" * 4096,
+        b"\xff" * 4096,
+        frame_record(b"\xff" * 30),
+        frame_record(b"\x0f"),
+    ],
     ids=["nothing", "zeros", "ones", "no event", "half an event"],
 )
 def test_what_follows_a_hole_is_kept(
@@ -195,7 +203,7 @@ def test_what_follows_a_hole_is_kept(
 ):
     """Also where a record is framed well and is no event."""
     path = write(tmp_path, range(1, 21))
-    frames = [framed(record) for record in records(path)]
+    frames = [frame_record(record) for record in records(path)]
     frames[8] = hole
     path.write_bytes(b"".join(frames))
     assert resume(tmp_path, 20) == {s: s for s in range(1, 22) if s != 8}
@@ -295,7 +303,7 @@ def test_curves_of_a_damaged_file_are_read_and_nothing_is_touched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     path = write(tmp_path, range(1, 6))
-    (start, *_) = (len(framed(record)) for record in records(path))
+    (start, *_) = (len(frame_record(record)) for record in records(path))
     damaged = flip(path, 8 * (start + 20))
     assert read_curves(tmp_path) == {"loss": ([2, 3, 4, 5], [2, 3, 4, 5])}
     assert "points after step 0 may be missing" in capsys.readouterr().err
