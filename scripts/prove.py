@@ -99,6 +99,28 @@ CLAIMS = [
         "disk or machine or output or surroundings or names or link",
     ),
     Claim(
+        "300 lives of kills, full disks, damage and strangers: nothing foreign touched",
+        "tests/cli/test_lives.py",
+        "",
+        ("MINITRAIN_NUM_LIVES", 300),
+    ),
+    Claim(
+        "what else is in the folder, or is no file: refused or left alone, never lost",
+        "tests/experiment/test_directory.py tests/experiment/test_strangers.py",
+    ),
+    Claim(
+        "66 checkpoints with the right hash and wrong content: refused in a sentence",
+        "tests/experiment/test_state.py",
+    ),
+    Claim(
+        "damaged event files, and disks that are full for a while: no other point lost",
+        "tests/runs/test_events.py",
+    ),
+    Claim(
+        "numbers too large to compute with, and too little memory: refused, untouched",
+        "tests/experiment/test_limits.py",
+    ),
+    Claim(
         "more than 80 bad settings: refused, and nothing is created",
         "tests/experiment/test_settings.py",
         "bad or settings_file",

@@ -18,6 +18,8 @@ VARIABLE = "MINITRAIN_FAULT"
 
 SAVING = "tests/system/test_files.py tests/runs/test_checkpoint.py"
 RESUMING = "tests/experiment/test_resume.py"
+DIRECTORY = "tests/experiment/test_directory.py"
+LIMITS = "tests/experiment/test_limits.py"
 
 
 class Fault(NamedTuple):
@@ -184,8 +186,10 @@ def place_in_the_data_not_restored(build: Any) -> None:
 def momentum_not_restored(build: Any) -> None:
     restore = build.Run.restore
 
-    def restore_others(self: Any, state: dict[str, Any]) -> None:
-        restore(self, {name: state[name] for name in state if name != "optimizer"})
+    def restore_others(self: Any, found: Any) -> None:
+        state = found.state
+        others = {name: state[name] for name in state if name != "optimizer"}
+        restore(self, found._replace(state=others))
 
     replace(build.Run, restore=restore_others)
 
@@ -219,3 +223,93 @@ def check_for_nan_after_the_update(training: Any) -> None:
 @fault("minitrain.runs.folder", RESUMING)
 def no_lock_on_the_run_directory(folder: Any) -> None:
     replace(folder, occupying=lambda path: nullcontext())
+
+
+# Around the core: what is the run's own, and what changes it
+
+
+@fault("minitrain.runs.resume", DIRECTORY)
+def a_run_resumed_in_any_folder(resume: Any) -> None:
+    replace(resume, check_resumable=lambda folder: None)
+
+
+@fault("minitrain.runs.history", DIRECTORY)
+def event_files_of_others_taken_for_the_runs_own(history: Any) -> None:
+    scan_all = history._scan_all
+    replace(history, _scan_all=lambda folder, owner="": scan_all(folder))
+
+
+@fault("minitrain.experiment.reading", RESUMING)
+def epochs_free_under_every_schedule(reading: Any) -> None:
+    free_keys = reading.free_keys
+    replace(reading, free_keys=lambda *settings: free_keys(*settings) | {"epochs"})
+
+
+@fault("minitrain.runs.resume", RESUMING)
+def other_data_taken_in_silence(resume: Any) -> None:
+    changes = resume.changes
+
+    def changes_of_settings(*arguments: Any) -> list[Any]:
+        return [each for each in changes(*arguments) if each.key != "data.sha256"]
+
+    replace(resume, changes=changes_of_settings)
+
+
+@fault("minitrain.datasets.cache", "tests/datasets/test_cache.py")
+def a_cache_believed_by_its_own_hash(cache: Any) -> None:
+    read_or_make = cache.read_or_make
+    replace(
+        cache,
+        read_or_make=lambda path, make, _: read_or_make(path, make, lambda *_: True),
+    )
+
+
+@fault("minitrain.runs.folder", DIRECTORY)
+def emptiness_decided_before_the_lock(folder: Any) -> None:
+    check_unused, seen = folder.check_unused, set()
+
+    def check_once(path: Any) -> None:
+        if path not in seen:
+            seen.add(path)
+            check_unused(path)
+
+    replace(folder, check_unused=check_once)
+
+
+@fault("minitrain.runs.checkpoint", SAVING)
+def another_format_taken_for_damage(checkpoint: Any) -> None:
+    check_format = checkpoint._check_format
+
+    def blame(path: Path, state: dict[str, Any]) -> None:
+        try:
+            check_format(path, state)
+        except checkpoint.CheckpointError as error:
+            raise checkpoint.DamagedError(str(error)) from None
+
+    replace(checkpoint, _check_format=blame)
+
+
+@fault("minitrain.runs.checkpoint", SAVING)
+def rotation_that_counts_what_it_cannot_read(checkpoint: Any) -> None:
+    replace(checkpoint, _can_be_read=lambda path: True)
+
+
+@fault("minitrain.runs.events", "tests/runs/test_events.py")
+def points_given_up_when_the_disk_was_full_once(events: Any) -> None:
+    flush = events.EventFile.flush
+
+    def flush_until_it_fails(self: Any) -> None:
+        if not self._is_failing:
+            flush(self)
+
+    replace(events.EventFile, flush=flush_until_it_fails)
+
+
+@fault("minitrain.experiment.runner", LIMITS)
+def divergence_in_the_last_update_called_finished(runner: Any) -> None:
+    replace(runner, _check_end=lambda summary: None)
+
+
+@fault("minitrain.experiment.state", "tests/experiment/test_state.py")
+def the_content_of_checkpoints_not_checked(state: Any) -> None:
+    replace(state, check_state=lambda found: None)
