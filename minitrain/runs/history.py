@@ -15,12 +15,12 @@ from minitrain.system.terminal import warn
 def keep_until(step: int, folder: Path, path: Path, owner: str = "") -> Path:
     """Keep the events of a run up to a step, and drop all later ones.
 
-    One event file that is whole goes on: what is dropped becomes blank in its place, so
-    that a TensorBoard that has read it all reads on where it is. Otherwise all files
-    are gathered in a new one, in the order of steps, not that of clocks or names, which
-    can go backwards; the old ones are removed when the new one is complete. One of
-    which a part cannot be read is kept, renamed `*.corrupt`, and one that cannot be
-    opened stays; both are told. What is no file is ignored.
+    One event file that is whole, and no link, goes on: what is dropped becomes blank in
+    its place, so that a TensorBoard that has read it all reads on where it is.
+    Otherwise all files are gathered in a new one, in the order of steps, not that of
+    clocks or names, which can go backwards; the old ones are removed when the new one
+    is complete. One of which a part cannot be read is kept, renamed `*.corrupt`, and
+    one that cannot be opened stays; both are told. What is no file is ignored.
 
     Args:
         step: The last one to keep.
@@ -38,7 +38,8 @@ def keep_until(step: int, folder: Path, path: Path, owner: str = "") -> Path:
     if len(scans) == 1:
         ((only, found),) = scans.items()
         begins_well = found.records and Event.FromString(found.records[0]).file_version
-        if begins_well and not _count_missing(found, step):
+        is_whole = begins_well and not _count_missing(found, step)
+        if is_whole and not only.is_symlink():
             _drop_in_place(only, found, step)
             return only
     kept = [(0, first_record())]

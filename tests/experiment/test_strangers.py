@@ -83,11 +83,12 @@ def test_what_is_no_file_is_ignored_or_refused(
     for path in strangers:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         KINDS[kind](path)
+    go_on = {"resume": True, "allow_changes": True}
     for act in (
         lambda: minitrain.load(folder),
         lambda: replay(folder, 3, "layers.0.weight", (0, 0)),
         lambda: read_curves(folder),
-        lambda: runner.run(settings(folder, resume=True, epochs=2)),
+        lambda: runner.run(settings(folder, epochs=2, **go_on)),
     ):
         with not_waiting(), suppress(MinitrainError, OSError):
             act()

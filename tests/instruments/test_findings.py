@@ -222,7 +222,7 @@ def test_findings_stand_in_terminal_summary_and_tensorboard(
     kept = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert kept["findings"] == [found]
     assert "**gradient clipped to almost nothing**" in text_of(tmp_path / "run")
-    again = run(clip_norm=1e-4, resume=True, epochs=3)
+    again = run(clip_norm=1e-4, epochs=3, resume=True, allow_changes=True)
     assert again.findings == [found], "told once"
     assert "finding: " not in capsys.readouterr().out
     assert "**gradient clipped to almost nothing**" in text_of(tmp_path / "run")
