@@ -1,4 +1,4 @@
-"""How good a model is: its loss and accuracy, what it confuses, where it errs."""
+"""How good a model is: its loss, its accuracy, and what it confuses."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -87,36 +87,3 @@ def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
     pairs = targets * num_classes + logits.argmax(dim=1)
     counts = torch.bincount(pairs, minlength=num_classes**2)
     return counts.view(num_classes, num_classes)
-
-
-class Mistake(NamedTuple):
-    """A sample that the model got wrong, and how sure it was of that."""
-
-    sample: int
-    target: int
-    predicted: int
-    probability: float
-
-
-def worst_mistakes(logits: Tensor, targets: Tensor, num: int) -> list[Mistake]:
-    """Find the wrong predictions with the highest probability, softmax(logits).
-
-    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
-    >>> [m.sample for m in worst_mistakes(logits, torch.tensor([1, 1, 1]), num=5)]
-    [2, 0]
-
-    Args:
-        logits: Shape (N, classes).
-        targets: Class numbers, shape (N,).
-        num: How many to return at most.
-
-    Returns:
-        The mistakes, the surest first.
-    """
-    probabilities, predicted = logits.float().softmax(dim=1).max(dim=1)
-    wrong = (predicted != targets).nonzero().flatten()
-    order = probabilities[wrong].argsort(descending=True, stable=True)[:num]
-    return [
-        Mistake(i, int(targets[i]), int(predicted[i]), float(probabilities[i]))
-        for i in wrong[order].tolist()
-    ]

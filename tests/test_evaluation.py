@@ -8,7 +8,7 @@ from harness.networks import network, tensors
 from torch import nn
 
 from minitrain.batches import Batches
-from minitrain.evaluation import evaluate, predict, worst_mistakes
+from minitrain.evaluation import evaluate, predict
 
 cross_entropy = nn.functional.cross_entropy
 
@@ -34,21 +34,3 @@ def test_evaluate_of_a_regression_has_no_accuracy() -> None:
     assert math.isfinite(result.loss) and math.isnan(result.accuracy)
     with pytest.raises(ValueError, match="no batch"):
         evaluate(network(), [], cross_entropy)
-
-
-def test_worst_mistakes_are_wrong_and_sorted() -> None:
-    torch.manual_seed(0)
-    logits, targets = 3 * torch.randn(200, 5), torch.randint(5, (200,))
-    mistakes = worst_mistakes(logits, targets, num=20)
-    assert len(mistakes) == 20
-    wrong = {
-        i: max(math.exp(x) for x in row) / sum(math.exp(x) for x in row)
-        for i, row in enumerate(logits.tolist())
-        if row.index(max(row)) != targets[i]
-    }
-    expected = sorted(wrong, key=lambda i: -wrong[i])[:20]
-    assert [m.sample for m in mistakes] == expected
-    for m in mistakes:
-        assert m.target == targets[m.sample] and m.target != m.predicted
-        assert m.probability == pytest.approx(wrong[m.sample], rel=1e-5)
-    assert worst_mistakes(torch.eye(3), torch.arange(3), num=5) == []

@@ -13,7 +13,7 @@ from minitrain.datasets.cache import default_root
 from minitrain.datasets.dataset import Dataset
 from minitrain.datasets.digits import digits
 from minitrain.datasets.mnist import fashion_mnist, mnist
-from minitrain.evaluation import confusion_matrix, predict, worst_mistakes
+from minitrain.evaluation import confusion_matrix, predict
 from minitrain.experiment.settings import ModelSettings
 from minitrain.system.errors import DataError, SettingsError
 
@@ -98,7 +98,7 @@ def draw_pictures(
     from minitrain.pictures import classes  # with matplotlib: no run needs it earlier
 
     logits, targets = predict(model, inputs), dataset.test.labels.to(inputs.device)
-    mistakes = worst_mistakes(logits, targets, NUM_MISTAKES)
+    mistakes = classes.worst_mistakes(logits, targets, NUM_MISTAKES)
     confusion = confusion_matrix(logits, targets)
     weights = next(model.parameters())
     return {

@@ -3,14 +3,46 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from minitrain.evaluation import Mistake
 from minitrain.pictures.png import png
+
+
+class Mistake(NamedTuple):
+    """A sample that the model got wrong, and how sure it was of that."""
+
+    sample: int
+    target: int
+    predicted: int
+    probability: float
+
+
+def worst_mistakes(logits: Tensor, targets: Tensor, num: int) -> list[Mistake]:
+    """Find the wrong predictions with the highest probability, softmax(logits).
+
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    >>> [m.sample for m in worst_mistakes(logits, torch.tensor([1, 1, 1]), num=5)]
+    [2, 0]
+
+    Args:
+        logits: Shape (N, classes).
+        targets: Class numbers, shape (N,).
+        num: How many to return at most.
+
+    Returns:
+        The mistakes, the surest first.
+    """
+    probabilities, predicted = logits.float().softmax(dim=1).max(dim=1)
+    wrong = (predicted != targets).nonzero().flatten()
+    order = probabilities[wrong].argsort(descending=True, stable=True)[:num]
+    return [
+        Mistake(i, int(targets[i]), int(predicted[i]), float(probabilities[i]))
+        for i in wrong[order].tolist()
+    ]
 
 
 def draw_mistakes(

@@ -1,5 +1,6 @@
 """Pictures of a classifier: they show the numbers that they are given."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -8,8 +9,8 @@ from matplotlib.figure import Figure
 from numpy.testing import assert_array_equal
 from torch import nn
 
-from minitrain.evaluation import Mistake
 from minitrain.pictures import classes
+from minitrain.pictures.classes import Mistake, worst_mistakes
 
 
 @pytest.fixture
@@ -76,3 +77,21 @@ def test_pictures_are_png_files():
         classes.draw_mistakes(torch.zeros(1, 2, 2), [], ["a"]),
     ):
         assert png.startswith(b"\x89PNG")
+
+
+def test_worst_mistakes_are_wrong_and_sorted() -> None:
+    torch.manual_seed(0)
+    logits, targets = 3 * torch.randn(200, 5), torch.randint(5, (200,))
+    mistakes = worst_mistakes(logits, targets, num=20)
+    assert len(mistakes) == 20
+    wrong = {
+        i: max(math.exp(x) for x in row) / sum(math.exp(x) for x in row)
+        for i, row in enumerate(logits.tolist())
+        if row.index(max(row)) != targets[i]
+    }
+    expected = sorted(wrong, key=lambda i: -wrong[i])[:20]
+    assert [m.sample for m in mistakes] == expected
+    for m in mistakes:
+        assert m.target == targets[m.sample] and m.target != m.predicted
+        assert m.probability == pytest.approx(wrong[m.sample], rel=1e-5)
+    assert worst_mistakes(torch.eye(3), torch.arange(3), num=5) == []
