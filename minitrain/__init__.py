@@ -15,9 +15,10 @@ The book, in the order in which it is read:
     evaluation  how good the model is
 
 Second reading: rule (the update rule as data), watcher (how instruments reach the
-loop), blocks (many tensors together), randomness, fingerprint. Behind them stand rooms,
-each with a sign in its `__init__`: instruments, runs, datasets, pictures, experiment,
-explain, cli and system. The book imports nothing of them.
+loop), tags (what each number means), blocks (many tensors together), randomness,
+fingerprint. Behind them stand rooms, each with a sign in its `__init__`: instruments,
+runs, datasets, pictures, experiment, explain, cli and system. The book imports nothing
+of them.
 """
 
 from typing import TYPE_CHECKING

@@ -23,7 +23,7 @@ from minitrain.experiment.builtin import load_data
 from minitrain.instruments.cadence import Cadence
 from minitrain.instruments.findings import Findings
 from minitrain.instruments.panel import Panel
-from minitrain.runs.tags import step_scalars
+from minitrain.runs.scalars import step_scalars
 from minitrain.schedules import SCHEDULES
 from minitrain.system.terminal import exit_code
 from minitrain.training import NotFiniteError

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from minitrain import tags
 from minitrain.experiment.reading import flatten, to_toml
 from minitrain.experiment.report import tell
 from minitrain.experiment.settings import Config
 from minitrain.instruments.findings import Findings
 from minitrain.rule import Rule, equation
-from minitrain.runs import tags
 from minitrain.runs.board import Board
 from minitrain.runs.summary import Summary
 from minitrain.training import NotFiniteError

@@ -5,14 +5,15 @@ None of it changes the run.
 
 from tqdm import tqdm
 
+from minitrain import tags
 from minitrain.evaluation import Evaluation, evaluating
 from minitrain.experiment.build import Run
 from minitrain.experiment.builtin import draw_pictures
 from minitrain.experiment.report import epoch_line, progress, tell, tell_withheld
 from minitrain.instruments.readings import log2_counts
 from minitrain.instruments.sharpness import sharpness
-from minitrain.runs import tags
 from minitrain.runs.board import Board
+from minitrain.runs.scalars import epoch_scalars, step_scalars
 from minitrain.runs.summary import Summary
 from minitrain.system.terminal import say
 from minitrain.training import Step
@@ -38,12 +39,12 @@ class Journal:
         summary.note_step(step, seconds)
         self._num_samples += step.num_samples
         self._seconds += seconds
-        if values := tags.step_scalars(step):
+        if values := step_scalars(step):
             self.board.log(step.number, values)
             tell(summary, run.findings.note(step.number, values))
         if run.panel is not None:
             tell_withheld(summary, run.panel.withheld)
-            if tags.WORST_ERROR in step.readings:
+            if tags.TRUTH_WORST_ERROR in step.readings:
                 tell(summary, run.findings.check_slopes(step.number, run.panel.slopes))
         self.board.beat()
         if self.bar.update():
@@ -53,7 +54,7 @@ class Journal:
         """Take in the evaluation after the last step of an epoch."""
         run, summary = self.run, self.summary
         summary.note_test(step, test)
-        values = tags.epoch_scalars(test, self._num_samples / self._seconds)
+        values = epoch_scalars(test, self._num_samples / self._seconds)
         self.board.log(step.number, values)
         tell(summary, run.findings.note(step.number, values))
         self.board.log(step.number, self._epoch_readings())

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from minitrain.instruments import tags
+from minitrain import tags
 from minitrain.instruments.observation import Observation, Readings
 from minitrain.instruments.recompute import BatchLoss
 from minitrain.norms import dot

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from minitrain.instruments import tags
+from minitrain import tags
 from minitrain.instruments.history import History
 from minitrain.instruments.rules import (
     CAUSES,

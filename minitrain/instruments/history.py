@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minitrain.instruments import tags
+from minitrain import tags
 
 
 class History:

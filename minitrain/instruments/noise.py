@@ -12,7 +12,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-from minitrain.instruments import tags
+from minitrain import tags
 
 
 class NoiseEstimate(NamedTuple):

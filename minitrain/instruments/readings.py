@@ -9,7 +9,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from minitrain.instruments import tags
+from minitrain import tags
 from minitrain.instruments.memory import Clipping, Path
 from minitrain.instruments.observation import Observation, Readings, Vector
 from minitrain.norms import dot, norm, norms

@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
-from minitrain.instruments import tags
+from minitrain import tags
 from minitrain.instruments.history import History, mean
 
 Verdict = tuple[str, str] | None

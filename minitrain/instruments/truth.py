@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from minitrain import tags
 from minitrain.gradients import finite_difference_gradient
-from minitrain.instruments import tags
 from minitrain.instruments.observation import Observation, Readings, Vector
 from minitrain.instruments.recompute import BatchLoss
 

@@ -6,10 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tensorboard.plugins.hparams import metadata
+
 from minitrain.runs.events import Event, Scan, blank, first_record, frame_record, scan
-from minitrain.runs.tags import AT_THE_END
 from minitrain.system.files import replacing
 from minitrain.system.terminal import warn
+from minitrain.tags import FINDINGS
+
+AT_THE_END = (metadata.SESSION_END_INFO_TAG, f"{FINDINGS}/text_summary")
+"""Tags of what is written when a run ends, and anew when it is continued."""
 
 
 def keep_until(step: int, folder: Path, path: Path, owner: str = "") -> Path:

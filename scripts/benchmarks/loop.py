@@ -15,7 +15,7 @@ from minitrain.experiment.settings import Config
 from minitrain.instruments.layer_hooks import PerSampleNorms
 from minitrain.instruments.panel import Panel
 from minitrain.models import CNN, MLP
-from minitrain.runs.tags import step_scalars
+from minitrain.runs.scalars import step_scalars
 
 OPTIONS: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 LOSS = nn.functional.cross_entropy

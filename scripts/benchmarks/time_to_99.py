@@ -18,7 +18,7 @@ from benchmarks.one_epoch_adam import one_epoch_adam
 from minitrain import Board, evaluate
 from minitrain.experiment.build import Run, build, with_cadence
 from minitrain.experiment.reading import read
-from minitrain.runs.tags import step_scalars
+from minitrain.runs.scalars import step_scalars
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "mnist-99.toml"
 

@@ -21,7 +21,7 @@ from minitrain.instruments.cadence import Cadence
 from minitrain.instruments.panel import Panel
 from minitrain.instruments.watch import Watch
 from minitrain.runs.board import Board
-from minitrain.runs.tags import step_scalars
+from minitrain.runs.scalars import step_scalars
 from minitrain.sgd import SGD
 from minitrain.training import train
 from minitrain.vector import ParameterVector

@@ -17,7 +17,7 @@ from torch import nn
 
 from minitrain.batches import Batches
 from minitrain.runs.board import Board
-from minitrain.runs.tags import step_scalars
+from minitrain.runs.scalars import step_scalars
 from minitrain.sgd import SGD
 from minitrain.training import train
 

@@ -1,6 +1,6 @@
-"""The tags of all readings, quantity first: the table of what the instruments say.
+"""The tags of all that is logged, quantity first: what each number of a run means.
 
-Whoever writes or asks for a reading takes its tag from here, so that a typo is an error
+Whoever writes or asks for a number takes its tag from here, so that a typo is an error
 and not a rule that never speaks. In the formulas g is the gradient before clipping, g'
 the one that the update uses, after clipping and with weight decay, theta and theta' are
 the parameters before and after the update, and u = theta' - theta is the update.
@@ -66,8 +66,35 @@ NOISE_SCALE = "noise/scale"
 SIGNAL_SHARE = "noise/signal_share"
 """|G|^2 / (|G|^2 + tr(Sigma) / B): the part of |g|^2 that is not noise."""
 
-# What the loop measures and the rules ask for.
+# What the loop and the tests measure.
 
 TRAIN_LOSS = "loss/train"
 TEST_LOSS = "loss/test"
 TEST_ACCURACY = "accuracy/test"
+LR = "lr"
+THROUGHPUT = "throughput/samples_per_second"
+
+# What is measured after every epoch.
+
+PANEL_COST = "cost/panel"
+"""The panel's seconds, over those of the training."""
+LARGEST_EIGENVALUE = "sharpness/largest_eigenvalue"
+"""Of the Hessian: see `minitrain.instruments.sharpness`."""
+STABLE_EIGENVALUE = "sharpness/2_over_lr"
+"""The eigenvalue up to which gradient descent is stable."""
+GRADIENT_SIZES = "grad_log2"
+"""Histograms of log2 |g_i|."""
+
+# Texts.
+
+DATA, SETTINGS, EQUATION = "run/data", "run/settings", "run/equation"
+FINDINGS = "run/findings"
+
+CHARTS = {
+    "Loss": ["loss/.*"],
+    "Gradient": ["grad_norm/.*"],
+    "Step audit": ["audit/ratio", "audit/margin", "truth/.*"],
+    "Noise": ["noise/.*"],
+    "Cost": ["cost/.*"],
+}
+"""What the dashboard opens on: a chart each, with the tags on it."""
