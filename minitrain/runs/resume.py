@@ -1,5 +1,6 @@
 """Continuing a run from what was saved of it."""
 
+import os
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
@@ -56,15 +57,21 @@ def changes(
 def check_resumable(folder: Path | None) -> None:
     """Make sure that a folder holds a run with checkpoints, or that one may begin.
 
-    It may where the folder is new or empty, or where a run ended before its first
-    checkpoint: its lock is there, and no sign of a step. What is not the run's own is
-    never touched.
+    It may where the folder is empty, or where a run ended before its first checkpoint:
+    its lock is there, and no sign of a step. What is not the run's own is never
+    touched, and a folder that is not there is a name that was misspelled.
 
     Raises:
         StorageError: It is a file.
-        RunDirectoryError: It holds something else, or a run without its checkpoints.
+        RunDirectoryError: It is not there, or holds something else, or a run without
+            its checkpoints.
     """
     there = entries(folder)
+    if folder is not None and not os.path.exists(folder):
+        raise RunDirectoryError(
+            f"there is no folder {folder}, so no run to continue. Nothing was done; "
+            "give the folder of a run by --run-dir, or begin one without --resume"
+        )
     if folder is None or _has_checkpoints(folder / "checkpoints"):
         return
     if any(path.name == LOCK for path in there):

@@ -65,6 +65,7 @@ def test_kills_of_the_program_change_nothing(rng: random.Random, tmp_path: Path)
     flags = ("--epochs", 6, "--data.batch-size", 10, "--model.dropout", 0.2)
     flags += ("--checkpoint.every", 7, "--log.every", 1, "--resume", "--run-dir")
     begun, undisturbed = time.monotonic(), tmp_path / "undisturbed"
+    undisturbed.mkdir()  # a run begins with --resume in an empty folder alone
     process = start(*flags, undisturbed)
     assert process.stdout is not None
     process.stdout.readline()
@@ -74,6 +75,7 @@ def test_kills_of_the_program_change_nothing(rng: random.Random, tmp_path: Path)
     num_kills, runs, promised = 0, 1, 0
     while num_kills < NUM_KILLS or process.returncode != 0:
         folder = tmp_path / str(runs)
+        folder.mkdir(exist_ok=True)
         process = start(*flags, folder)
         assert process.stdout is not None and process.stderr is not None
         told = ""

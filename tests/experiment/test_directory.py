@@ -277,3 +277,12 @@ def test_a_signal_during_the_pictures_is_told_that_all_is_saved(
     monkeypatch.setattr(journal, "draw_pictures", interrupted)
     assert runner.run(settings(tmp_path), stop=stop).status == "finished"
     assert "SIGTERM: all is saved; finishing\n" in capfd.readouterr().err
+
+
+def test_a_misspelled_name_begins_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match=r"there is no folder .*misspelled"):
+        runner.run(settings(tmp_path / "misspelled", resume=True))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    summary = runner.run(settings(tmp_path / "empty", resume=True))
+    assert summary.status == "finished"

@@ -192,6 +192,7 @@ while finished < 2 or num_kills > 0 or code != 0:  # the first is never killed
         parts = {"data": few, "model": {"dropout": 0.3}}
         folder = Path(f"run-{finished}")
         often["instruments"] = {"look": 1, "audit": 2, "truth": 5, "noise": 3}
+        folder.mkdir(exist_ok=True)
         config = Config(run_dir=folder, resume=True, epochs=4, **parts, **often)
         runner.run(config)
         os._exit(0)
