@@ -116,7 +116,7 @@ def explain_run(asked: Explain, folder: Path) -> int:
 
 def explain_walk(asked: Explain) -> int:
     """Work out a step of a walk, for each coordinate; return the exit code."""
-    from minitrain.explain.replay import walk
+    from minitrain.explain.look import walk
     from minitrain.functions import EXAMPLES
 
     example, k = EXAMPLES[asked.source], asked.step

@@ -1,7 +1,8 @@
 """One update of one weight, worked out as in a textbook.
 
 Start with `worked`, which writes the lines. `arithmetic` computes them in exact
-fractions, and `replay` makes a step of a run once more for its numbers.
+fractions; `replay` makes a step of a run once more, and `look` takes the numbers of one
+weight there, or of a walk.
 
 This room imports `experiment` and what lies below it.
 """

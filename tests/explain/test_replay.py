@@ -12,7 +12,6 @@ import torch
 from harness.commands import exit_code_of
 from torch import nn
 
-import minitrain.sgd
 from minitrain.batches import Batches
 from minitrain.experiment import build, builtin, runner
 from minitrain.experiment.reading import read
@@ -286,8 +285,8 @@ def test_a_wrong_rule_is_found(
             options[fault] *= 1.01
         return sgd_update(param, grad, buf, **options)
 
-    for module in (minitrain.sgd, replay):
-        monkeypatch.setattr(module, "sgd_update", wrong)
+    for module in ("minitrain.sgd", "minitrain.explain.look"):
+        monkeypatch.setattr(f"{module}.sgd_update", wrong)
     runner.run(settings(tmp_path, optimizer={"nesterov": nesterov}))
     command = (tmp_path, "--step", 5, "--parameter", NAME, "--index", *INDEX)
     code, out, _ = explain(*command)
@@ -339,7 +338,7 @@ def test_a_walk_that_is_off_is_told(explain, monkeypatch) -> None:
         ulp = FLOAT64.ulp(held.theta)
         return held._replace(new_theta=float(Fraction(held.new_theta) + 2 * ulp))
 
-    monkeypatch.setattr(replay, "look", planted)
+    monkeypatch.setattr("minitrain.explain.look.look", planted)
     code, out, _ = explain("paraboloid", "--step", 2)
     assert code == 1 and out.count("WRONG: 2 ulp off") == 2
 
