@@ -21,8 +21,6 @@ from minitrain.gradients import gradient
 from minitrain.sgd import SGD
 
 LARGEST = torch.finfo(torch.float32).max  # TensorBoard, for one, holds no larger number
-
-
 NUM_RISES = 10
 
 

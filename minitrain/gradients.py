@@ -158,7 +158,7 @@ def check_gradient(
 
 
 def hessian(f: ScalarFunction, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The Hessian of f at x as the linear map that it is, v -> H v.
+    """Return the Hessian of f at x as the linear map that it is, v -> H v.
 
     The graph of the gradient is made once and kept: a product is one backward pass
     through it, and the matrix H_ij = d^2f/dx_i dx_j is never there.
@@ -167,7 +167,8 @@ def hessian(f: ScalarFunction, x: Tensor) -> Callable[[Tensor], Tensor]:
     >>> product(torch.tensor([1.0, 0.0])), product(torch.tensor([0.0, 1.0]))
     (tensor([2., 0.]), tensor([0., 2.]))
 
-    Raises ValueError where v has another shape than x, and as `gradient` does.
+    Raises:
+        ValueError: As `gradient` does or, when it is called, v has another shape.
     """
     (leaf,) = _leaves([x])
     with torch.enable_grad():

@@ -1,12 +1,11 @@
 """The commands by name, and the door that they share."""
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 import minitrain
-from minitrain.system.errors import SettingsError
+from minitrain.system.errors import SettingsError, did_you_mean
 from minitrain.system.terminal import exit_code, warn
 
 COMMANDS = {
@@ -71,9 +70,8 @@ def _answer(words: Sequence[str], program: str) -> int:
     elif words[0] == "--version":
         print(f"minitrain {minitrain.__version__}")
     else:
-        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"try {program} --help"
-        raise SettingsError(f"there is no command {words[0]!r}; {hint}")
+        hint = did_you_mean(words[0], [*COMMANDS]) or f"; try {program} --help"
+        raise SettingsError(f"there is no command {words[0]!r}{hint}")
     return 0
 
 

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str], program: str) -> int:
     asked = tyro.cli(Plot, args=arguments, prog=program, config=[FlagCreatePairsOff])
     if not asked.runs:
         raise SettingsError("no run is named: give the directories of one or more")
-    from minitrain.runs.history import read_curves
+    from minitrain.runs.points import read_curves
 
     curves = {name: read_curves(run) for name, run in _named(asked.runs).items()}
     for run, found in zip(asked.runs, curves.values(), strict=True):

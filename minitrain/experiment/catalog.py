@@ -1,10 +1,9 @@
 """The experiments that come with minitrain, by name."""
 
-import difflib
 from pathlib import Path
 
 import minitrain
-from minitrain.system.errors import SettingsError
+from minitrain.system.errors import SettingsError, did_you_mean
 
 
 def find(experiment: str) -> Path:
@@ -28,8 +27,7 @@ def find(experiment: str) -> Path:
                 f"with minitrain is called {path.stem}"
             )
         return path
-    near = difflib.get_close_matches(experiment, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(experiment, [*known])
     raise SettingsError(
         f"there is no experiment {experiment!r}{hint}\nThese come with minitrain: "
         f"{', '.join(known)}.\nA file of your own is given by a path with an extension "

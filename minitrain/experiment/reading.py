@@ -16,6 +16,7 @@ import tyro
 from minitrain.experiment.catalog import find, shipped
 from minitrain.experiment.settings import Config, Settings, keys
 from minitrain.system.errors import CheckpointError, SettingsError
+from minitrain.system.files import open_regular
 
 MAX_BYTES = 1_000_000
 """Of a settings file: more than any has, and less than anybody has to wait for."""
@@ -89,9 +90,7 @@ def read(path: Path) -> Config:
         SettingsError: The file cannot be read, is no TOML, or has a bad setting.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device might never end
-            raise SettingsError(f"cannot read {path}: it is not a regular file")
-        with path.open("rb") as file:
+        with open_regular(path) as file:  # a pipe or a device might never end
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from None

@@ -48,6 +48,4 @@ class Format(NamedTuple):
 
 
 FLOAT32 = Format(24, -149)
-
-
 FLOAT64 = Format(53, -1074)

@@ -3,34 +3,27 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from minitrain import tags
 
 
+@dataclass(kw_only=True)
 class History:
-    """Every value of every tag so far, and what is known of the run from the start.
+    """Every value of every tag so far, and what is known of the run from the start."""
 
-    Args:
-        num_steps: Steps of the whole run.
-        batch_size: Samples in the batch of a step.
-        num_classes: Classes that the model tells apart.
-        clip_norm: The norm that gradients are clipped to, if they are.
-    """
-
-    def __init__(
-        self,
-        *,
-        num_steps: int,
-        batch_size: int,
-        num_classes: int,
-        clip_norm: float | None = None,
-    ) -> None:
-        self.num_steps, self.batch_size = num_steps, batch_size
-        self.num_classes, self.clip_norm = num_classes, clip_norm
-        self.step = 0
-        """The last step that anything was noted of."""
-        self._series: dict[str, list[float]] = {}
+    num_steps: int
+    """Steps of the whole run."""
+    batch_size: int
+    """Samples in the batch of a step."""
+    num_classes: int
+    """Classes that the model tells apart."""
+    clip_norm: float | None = None
+    """The norm that gradients are clipped to, if they are."""
+    step: int = 0
+    """The last step that anything was noted of."""
+    _series: dict[str, list[float]] = field(default_factory=dict)
 
     def note(self, step: int, values: Mapping[str, float]) -> None:
         """Take in the values of a step."""

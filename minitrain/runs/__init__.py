@@ -2,7 +2,7 @@
 
 Start with `checkpoint`, which writes one verified file, and `saver`, which does so
 while a run goes on. `board` writes what TensorBoard shows, by `events`; `scalars` says
-what of a step that is, and `history` reads it again. `folder` finds a run a place of
+what of a step that is, and `points` reads it again. `folder` finds a run a place of
 its own, and `summary` tells how it went.
 
 This room imports the book and `system`, and knows no settings.

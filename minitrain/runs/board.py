@@ -19,24 +19,17 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summ
 from torch.utils.tensorboard import summary as torch_summary
 
 from minitrain.runs.events import Event, EventFile, first_record
-from minitrain.runs.history import keep_until
+from minitrain.runs.points import keep_until
 
 FLUSH_SECONDS = 0.5
 """A point is on disk at the latest this long after `log` or `beat` could see it."""
 
-
 _numbers = itertools.count()
 
-
+# Classes that protobuf makes at run time, where no type checker sees them.
 Summary: Any = vars(summary_pb2)["Summary"]
-
-
 Status: Any = vars(api_pb2)["Status"]
-
-
 HParams: Any = vars(plugin_data_pb2)["HParamsPluginData"]
-
-
 SessionEnd: Any = vars(plugin_data_pb2)["SessionEndInfo"]
 
 

@@ -194,10 +194,10 @@ def momentum_not_restored(build: Any) -> None:
     replace(build.Run, restore=restore_others)
 
 
-@fault("minitrain.runs.history", RESUMING)
-def points_after_the_checkpoint_kept(history: Any) -> None:
-    is_kept = history._is_kept
-    replace(history, _is_kept=lambda event, step: is_kept(event, 10**9))
+@fault("minitrain.runs.points", RESUMING)
+def points_after_the_checkpoint_kept(points: Any) -> None:
+    is_kept = points._is_kept
+    replace(points, _is_kept=lambda event, step: is_kept(event, 10**9))
 
 
 # The run
@@ -233,10 +233,10 @@ def a_run_resumed_in_any_folder(resume: Any) -> None:
     replace(resume, check_resumable=lambda folder: None)
 
 
-@fault("minitrain.runs.history", DIRECTORY)
-def event_files_of_others_taken_for_the_runs_own(history: Any) -> None:
-    scan_all = history._scan_all
-    replace(history, _scan_all=lambda folder, owner="": scan_all(folder))
+@fault("minitrain.runs.points", DIRECTORY)
+def event_files_of_others_taken_for_the_runs_own(points: Any) -> None:
+    scan_all = points._scan_all
+    replace(points, _scan_all=lambda folder, owner="": scan_all(folder))
 
 
 @fault("minitrain.experiment.reading", RESUMING)

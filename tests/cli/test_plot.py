@@ -8,7 +8,7 @@ from harness.pictures import assert_is_a_picture
 
 from minitrain.pictures import runs as pictures_runs
 from minitrain.runs.board import Board
-from minitrain.runs.history import read_curves
+from minitrain.runs.points import read_curves
 
 STEPS = [0, 1, 10]
 

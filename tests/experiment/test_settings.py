@@ -193,7 +193,7 @@ BAD_FLAGS: dict[str, tuple[str, ...]] = {
     "--device gpu": ("device: 'gpu' is none of auto, cpu", "cuda"),
     "--device cuda:": ("device: 'cuda:' is none of auto, cpu", "cuda"),
     "nowhere.toml": ("cannot read nowhere.toml: No such file",),
-    ".": ("cannot read .: it is not a regular file",),
+    ".": ("cannot read .: not a regular file",),
     "--model.dropout 1": ("model.dropout = 1.0: must be less than 1",),
     "--model.dropout -0.1": (f"model.dropout = -0.1: {GREATER} 0",),
     "--run-dir a\x1b[31m": (r"run-dir: 'a\x1b[31m' has characters that cannot be",),

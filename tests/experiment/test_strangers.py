@@ -16,7 +16,7 @@ import minitrain
 from minitrain.experiment import runner
 from minitrain.experiment.settings import Config
 from minitrain.explain.replay import replay
-from minitrain.runs.history import read_curves
+from minitrain.runs.points import read_curves
 from minitrain.system.errors import MinitrainError
 
 pytestmark = [

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from minitrain.runs import events
 from minitrain.runs.board import Board
 from minitrain.runs.events import Event, EventFile, blank, frame_record
-from minitrain.runs.history import read_curves
+from minitrain.runs.points import read_curves
 
 resource = pytest.importorskip("resource", reason="limits are POSIX's")
 
