@@ -10,6 +10,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from minitrain import _torch
 from minitrain.blocks import Update, apply_grouped
 from minitrain.rule import check_options
+from minitrain.sgd_state import buffer_of, check_shapes, copied, fitted
 from minitrain.vector import ParameterVector, Theta
 
 
@@ -254,22 +255,22 @@ class SGD(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from the state of this or torch's SGD; the state is copied.
 
+        That of a list fits the `ParameterVector` of the same parameters, and back.
+
         Raises:
             ValueError: Groups or shapes do not match. Nothing has changed.
         """
         before = self.__getstate__()
-        state_dict = state_dict | {"state": _copied(state_dict["state"])}
+        state_dict = fitted(state_dict, self.param_groups)
         _torch.without_guard(Optimizer.load_state_dict)(self, state_dict)
-        for g, group in enumerate(self.param_groups):
-            for i, param in enumerate(group["params"]):
-                buf = self.state.get(param, {}).get("momentum_buffer")
-                if buf is not None and buf.shape != param.shape:
-                    self.__setstate__(before)
-                    raise ValueError(
-                        f"momentum_buffer of parameter {i} in group {g} has shape "
-                        f"{tuple(buf.shape)}, the parameter {tuple(param.shape)}: the "
-                        "state dict belongs to another model"
-                    )
+        try:
+            for g, group in enumerate(self.param_groups):
+                params = group["params"]
+                bufs = [buffer_of(self.state.get(param)) for param in params]
+                check_shapes(bufs, params, g)
+        except ValueError:
+            self.__setstate__(before)
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_blank": self._blank}
@@ -291,10 +292,4 @@ def _check(options: dict[str, Any]) -> None:
     lr = options["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"lr has shape {tuple(lr.shape)}: it must have one element")
-    check_options(_copied(options))
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    return value.detach().clone() if isinstance(value, Tensor) else value
+    check_options(copied(options))

@@ -1,7 +1,7 @@
 """theta and grad L as two vectors: parameters and gradients of a module, laid flat."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,12 +54,11 @@ class ParameterVector:
         self.module = module
         self.names = [name for name, _, _ in places.values()]
         self._parameters = list(places)
-        # (shape in the order of memory, permutation back): channels-last stays.
         self._layouts = [_layout(p) for p in places]
         # The dictionaries of the modules: to ask a module itself takes twice as long.
         self._places = [(owner._parameters, name) for _, owner, name in places.values()]
         with torch.no_grad():
-            flat = torch.cat([_in_memory_order(p).reshape(-1) for p in places])
+            flat = join_as(places, places)
         self._grad = torch.zeros_like(flat)
         views, self._grad_views = self.split(flat), self.split(self._grad)
         for parameter, view in zip(self._parameters, views, strict=True):
@@ -88,11 +87,7 @@ class ParameterVector:
         >>> vector.split(torch.tensor([1.0, 2.0, 3.0]))
         [tensor([[1., 2.]]), tensor([3.])]
         """
-        parts = flat.split([p.numel() for p in self._parameters])
-        return [
-            part.view(shape) if axes is None else part.view(shape).permute(axes)
-            for part, (shape, axes) in zip(parts, self._layouts, strict=True)
-        ]
+        return _split(flat, self._layouts)
 
     def zero_grad(self) -> None:
         """Set grad L to zero in place: theta.grad and, with it, every parameter's.
@@ -182,18 +177,36 @@ def _check_uniform(parameters: dict[str, nn.Parameter]) -> None:
             )
 
 
+Layout = tuple[torch.Size, list[int] | None]
+"""The shape in the order of memory, and the permutation back if one is needed."""
+
+
+def join_as(tensors: Iterable[Tensor], likes: Iterable[Tensor]) -> Tensor:
+    """Lay tensors flat in one vector (n,), each in the order of memory of its like."""
+    pairs = zip(tensors, likes, strict=True)
+    return torch.cat([t.permute(_memory_axes(like)).reshape(-1) for t, like in pairs])
+
+
+def split_as(flat: Tensor, likes: Iterable[Tensor]) -> list[Tensor]:
+    """Return the parts of a vector (n,), views with the shapes of their likes."""
+    return _split(flat, [_layout(like) for like in likes])
+
+
+def _split(flat: Tensor, layouts: Sequence[Layout]) -> list[Tensor]:
+    parts = flat.split([shape.numel() for shape, _ in layouts])
+    return [
+        part.view(shape) if axes is None else part.view(shape).permute(axes)
+        for part, (shape, axes) in zip(parts, layouts, strict=True)
+    ]
+
+
 def _memory_axes(tensor: Tensor) -> list[int]:
-    """The axes from the slowest to the fastest in memory: (0, 1, ...) if contiguous."""
+    """The axes from the slowest to the fastest in memory: channels-last stays so."""
     return sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis))
 
 
-def _in_memory_order(tensor: Tensor) -> Tensor:
-    """The tensor with its axes as they lie in memory, and so channels-last stays."""
-    return tensor.permute(_memory_axes(tensor))
-
-
-def _layout(tensor: Tensor) -> tuple[torch.Size, list[int] | None]:
-    """The shape in the order of memory, and the permutation back if one is needed."""
+def _layout(tensor: Tensor) -> Layout:
     axes = _memory_axes(tensor)
     back = [axes.index(axis) for axis in range(tensor.dim())]
-    return _in_memory_order(tensor).shape, back if back != sorted(back) else None
+    shape = tensor.permute(axes).shape
+    return shape, back if back != sorted(back) else None

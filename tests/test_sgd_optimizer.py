@@ -280,6 +280,25 @@ def test_state_of_another_model_is_refused_and_changes_nothing():
     assert first_difference(ours, theirs, give_gradients, range(6, 16)) is None
 
 
+@each(
+    "entry, seen",
+    [
+        ("text", "type str"),
+        ({"momentum_buffer": 3.0}, "type float"),
+        ([torch.zeros(1)], "type list"),
+    ],
+)
+def test_a_state_that_is_none_of_a_parameter_is_refused(entry, seen):
+    """torch takes it in, and fails at the next step: D5."""
+    ours, theirs = after_five_steps()
+    before = copy.deepcopy(snapshot(ours))
+    state = copy.deepcopy(theirs.state_dict())
+    state["state"][0] = entry
+    with pytest.raises(ValueError, match=f"parameter 0 in group 0 has {seen}"):
+        ours.load_state_dict(state)
+    assert unequal(snapshot(ours), before) == []
+
+
 def test_old_checkpoint_equals_torch():
     """Trap 16: options that came later are off, and a buffer may be None."""
     pair = after_five_steps()
@@ -291,6 +310,18 @@ def test_old_checkpoint_equals_torch():
     for optimizer in pair:
         optimizer.load_state_dict(copy.deepcopy(state))
     assert first_difference(*pair, give_gradients, range(6, 16)) is None
+
+
+@each("optimizer_class", [SGD, torch.optim.SGD])
+def test_a_pre_hook_that_returns_nonsense_is_an_error(optimizer_class):
+    p = theta()
+    p.grad = torch.ones(1)
+    optimizer = optimizer_class([p], lr=0.1)
+    before = p.item()
+    optimizer.register_step_pre_hook(lambda *_: 5)
+    with pytest.raises(RuntimeError, match="must return None or a tuple"):
+        optimizer.step()
+    assert p.item() == before
 
 
 @each("copied", [copy.deepcopy, pickled])

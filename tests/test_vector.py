@@ -235,6 +235,61 @@ def test_copy_of_the_vector_is_over_a_copy_of_the_module(copied):
     assert torch.equal(vector.theta, before) and not vector.theta.grad.any()
 
 
+# A state goes from a list of the parameters to their vector, and back.
+
+
+def trained(params: Any, network: Network, steps: int, optimizer: Any = None) -> SGD:
+    optimizer = optimizer or SGD(params, lr=0.01, momentum=0.9)
+    for seed in range(steps):
+        torch.manual_seed(seed)
+        optimizer.zero_grad()
+        network(draw_images()).square().sum().backward()
+        optimizer.step()
+    return optimizer
+
+
+@each("to_vector", [True, False])
+def test_state_of_a_list_fits_the_vector_and_back(to_vector):
+    torch.manual_seed(0)
+    network, twin = Network(), copy.deepcopy(laid_out()[0])
+    params = ParameterVector(network) if not to_vector else trainable(network)
+    before = trained(params, network, 3)
+    twin.load_state_dict(network.state_dict())
+    params = ParameterVector(twin) if to_vector else trainable(twin)
+    heir = SGD(params, lr=7.0, momentum=0.1)
+    heir.load_state_dict(before.state_dict())
+    trained(None, network, 3, before)
+    trained(None, twin, 3, heir)
+    assert twin.state_dict().keys() == network.state_dict().keys()
+    for p, q in zip(twin.parameters(), network.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_buffers_missing_in_a_list_are_zero_in_the_vector():
+    network = nn.Linear(2, 1)
+    optimizer = SGD(network.parameters(), lr=0.1, momentum=0.9)
+    network.bias.grad = torch.ones(1)
+    optimizer.step()
+    heir = SGD(ParameterVector(network), lr=0.1, momentum=0.9)
+    heir.load_state_dict(optimizer.state_dict())
+    (state,) = heir.state.values()
+    assert state["momentum_buffer"].tolist() == [0, 0, 1]
+
+
+@each("to_vector", [True, False])
+def test_state_of_other_parameters_is_refused(to_vector):
+    wide, narrow = nn.Linear(3, 1), nn.Linear(2, 1)
+    params = ParameterVector(wide) if not to_vector else wide.parameters()
+    optimizer = SGD(params, lr=0.1, momentum=0.9)
+    wide(torch.ones(3)).backward()
+    optimizer.step()
+    own = ParameterVector(narrow) if to_vector else list(narrow.parameters())
+    heir = SGD(own, lr=0.1, momentum=0.9)
+    with pytest.raises(ValueError, match=r"has shape .*: the state dict belongs to an"):
+        heir.load_state_dict(optimizer.state_dict())
+    assert not heir.state
+
+
 # Whatever cuts the module off is noticed, by name, before anything is updated.
 
 
