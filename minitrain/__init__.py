@@ -14,8 +14,9 @@ The book, in the order in which it is read:
     training    the loop
     evaluation  how good the model is
 
-Second reading: rule (the update rule as data), watcher (how instruments reach the
-loop), tags (what each number means), blocks (many tensors together), randomness,
+Second reading: rule (the update rule as data), samples (of any form), loading (data
+sets in batches), checks (what is refused), watcher (how instruments reach the loop),
+tags (what each number means), blocks (many tensors together), sgd_state, randomness,
 fingerprint. Behind them stand rooms, each with a sign in its `__init__`: instruments,
 runs, datasets, pictures, experiment, explain, cli and system. The book imports nothing
 of them.
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from minitrain.batches import Batches as Batches
     from minitrain.descent import descend as descend
     from minitrain.evaluation import evaluate as evaluate
+    from minitrain.evaluation import predict as predict
     from minitrain.experiment.runner import load as load
     from minitrain.gradients import check_gradient as check_gradient
     from minitrain.gradients import directional_derivative as directional_derivative
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from minitrain.gradients import gradient as gradient
     from minitrain.gradients import hessian_vector_product as hessian_vector_product
     from minitrain.gradients import steepest_ascent as steepest_ascent
+    from minitrain.loading import DatasetBatches as DatasetBatches
     from minitrain.runs.board import Board as Board
     from minitrain.sgd import SGD as SGD
     from minitrain.sgd import sgd_update as sgd_update
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Batches": "batches",
     "Board": "runs.board",
+    "DatasetBatches": "loading",
     "ParameterVector": "vector",
     "SGD": "sgd",
     "Step": "training",
@@ -59,6 +63,7 @@ _HOMES = {
     "gradient": "gradients",
     "hessian_vector_product": "gradients",
     "load": "experiment.runner",
+    "predict": "evaluation",
     "sgd_update": "sgd",
     "steepest_ascent": "gradients",
     "train": "training",

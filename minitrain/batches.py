@@ -1,89 +1,158 @@
 """Samples in batches, and the order in which an epoch takes them."""
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor
 
-Batch = tuple[Tensor, Tensor]
+from minitrain.samples import Samples, count, part, select, tensors_in
+
+Batch = tuple[Samples, Samples]
 """Inputs and targets of some samples, which are counted along the first dimension."""
 
 
 class Epochs(Protocol):
     """Batches whose order is a function of the epoch."""
 
-    def epoch(self, epoch: int) -> Iterable[Batch]: ...
+    def __len__(self) -> int: ...
+    def epoch(self, epoch: int, skip: int = 0) -> Iterable[Batch]: ...
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Resident tensors in batches, in an order that is a function of (seed, epoch).
+    """Samples in memory in batches, in an order that is a function of (seed, epoch).
 
     With a seed every epoch has its own random order, without one the order is that of
-    the tensors. The last batch may be smaller. There is no other state: any epoch can
+    the samples. The last batch may be smaller. There is no other state: any epoch can
     be had at any time, from any batch on.
 
     >>> batches = Batches(torch.arange(5), torch.arange(5), batch_size=2)
     >>> [inputs.tolist() for inputs, targets in batches.epoch(1)]
     [[0, 1], [2, 3], [4]]
 
+    Args:
+        inputs: A tensor, or a nested tuple, list or dictionary of tensors.
+        targets: The same.
+        batch_size: Samples in a batch.
+        seed: Of the order.
+
     Raises:
         ValueError: Inputs and targets differ in number, or batch_size is not from 1 to
             that number.
     """
 
-    inputs: Tensor
-    targets: Tensor
+    inputs: Samples
+    targets: Samples
     batch_size: int
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.targets):
+        num_inputs, num_targets = count(self.inputs), count(self.targets)
+        if num_inputs != num_targets:
             raise ValueError(
-                f"{len(self.inputs)} inputs and {len(self.targets)} targets: "
-                "each input needs one target"
+                f"{num_inputs} inputs and {num_targets} targets: each input needs one "
+                "target"
             )
-        if not 1 <= self.batch_size <= len(self.inputs):
-            raise ValueError(
-                f"batch_size = {self.batch_size}: must be from 1 to the number of "
-                f"samples, {len(self.inputs)}"
-            )
+        check_batch_size(self.batch_size, num_inputs)
+
+    @property
+    def num_samples(self) -> int:
+        """The samples of an epoch."""
+        return count(self.targets)
 
     def __len__(self) -> int:
-        return -(-len(self.inputs) // self.batch_size)
+        return -(-self.num_samples // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches (inputs, targets) of an epoch, in its order."""
-        if self.seed is None:
-            yield from zip(
-                self.inputs.split(self.batch_size),
-                self.targets.split(self.batch_size),
-                strict=True,
-            )
-            return
-        order = self.order(epoch).to(self.inputs.device)
-        for indices in order.split(self.batch_size):
-            yield (
-                self.inputs.index_select(0, indices),
-                self.targets.index_select(0, indices),
-            )
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """Yield the batches (inputs, targets) of an epoch in its order, but the first.
+
+        Args:
+            epoch: The number of the epoch.
+            skip: How many batches are left out at its beginning.
+        """
+        size, samples = self.batch_size, (self.inputs, self.targets)
+        order = None if self.seed is None else self.order(epoch)
+        if order is not None:  # on the device once, not once for every batch
+            order = order.to(next(tensors_in(samples)).device)
+        for start in range(skip * size, self.num_samples, size):
+            if order is None:
+                yield part(samples, start, start + size)
+            else:
+                yield select(samples, order[start : start + size])
 
     def order(self, epoch: int) -> Tensor:
         """Return the permutation of the samples in an epoch: (N,), on every device."""
-        digest = hashlib.sha256(f"order of epoch {epoch}, seed {self.seed}".encode())
-        generator = torch.Generator()
-        generator.manual_seed(int.from_bytes(digest.digest()[:8], signed=True))
-        return torch.randperm(len(self.inputs), generator=generator)
+        return order_of(self.num_samples, epoch, self.seed)
+
+    def first(self, num: int) -> Batch:
+        """Return the first samples, in the order in which they were given."""
+        return part((self.inputs, self.targets), 0, num)
 
 
-def epoch_of(batches: Epochs | Iterable[Batch], epoch: int) -> Iterable[Batch]:
-    """Return the batches of an epoch: `batches.epoch(epoch)`, or `batches` themselves.
+def order_of(num_samples: int, epoch: int, seed: int | None) -> Tensor:
+    """Return the order of samples in an epoch, a permutation of 0, ..., N - 1."""
+    generator = torch.Generator()
+    generator.manual_seed(number_of(f"order of epoch {epoch}, seed {seed}"))
+    return torch.randperm(num_samples, generator=generator)
+
+
+def number_of(text: str) -> int:
+    """Return a seed that is a function of a text, with 64 bits of its SHA-256."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:8], signed=True)
+
+
+def check_batch_size(batch_size: int, num_samples: int) -> None:
+    """Make sure that batches of this size can be had.
+
+    Raises:
+        ValueError: It is not from 1 to the number of samples.
+    """
+    if not 1 <= batch_size <= num_samples:
+        raise ValueError(
+            f"batch_size = {batch_size}: must be from 1 to the number of samples, "
+            f"{num_samples}"
+        )
+
+
+def size_of(batch: Batch) -> int:
+    """Return the number of samples in a batch; without targets the inputs tell.
+
+    >>> size_of((torch.zeros(3, 2), None))
+    3
+
+    Raises:
+        ValueError: It is no pair (inputs, targets) of samples.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(
+            f"a batch is {type(batch).__name__}: it must be a pair (inputs, targets), "
+            "each of them a tensor or a nested tuple, list or dictionary of tensors"
+        )
+    inputs, targets = batch
+    return count(inputs if next(tensors_in(targets), None) is None else targets)
+
+
+def epoch_of(
+    batches: Epochs | Iterable[Batch], epoch: int, skip: int = 0
+) -> Iterable[Batch]:
+    """Return the batches of an epoch but the first `skip`.
+
+    They are `batches.epoch(epoch, skip)`, or else `batches` themselves.
 
     >>> epoch_of([1, 2], epoch=1)
     [1, 2]
     """
-    of_epoch = getattr(batches, "epoch", None)
-    return of_epoch(epoch) if callable(of_epoch) else batches  # pyright: ignore
+    if has_epochs(batches):
+        return batches.epoch(epoch, skip) if skip else batches.epoch(epoch)
+    iterable = cast(Iterable[Batch], batches)
+    return [*itertools.islice(iterable, skip, None)] if skip else iterable
+
+
+def has_epochs(batches: Epochs | Iterable[Batch]) -> TypeGuard[Epochs]:
+    """Return whether the order of these batches is a function of the epoch."""
+    return callable(getattr(batches, "epoch", None))

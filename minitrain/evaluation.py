@@ -1,60 +1,134 @@
 """How good a model is: its loss, its accuracy, and what it confuses."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from minitrain.batches import Batch, Epochs, epoch_of
+from minitrain.batches import Batch, Epochs, epoch_of, size_of
+from minitrain.samples import Samples, count, join, move, part
+
+Metrics = Callable[[Any, Any], Mapping[str, Tensor]]
+"""metrics(outputs, targets): by name one number for each sample, shape (N,)."""
 
 
 class Evaluation(NamedTuple):
-    """How good the predictions are: the mean loss, and the share that is right."""
+    """How good the predictions are: the mean loss, and the mean of every metric."""
 
     loss: float
-    accuracy: float
-    """In [0, 1]; NaN where the targets are no class numbers."""
+    metrics: dict[str, float]
+
+    @property
+    def accuracy(self) -> float:
+        """The share that is right, in [0, 1]; NaN where it was not measured."""
+        return self.metrics.get("accuracy", math.nan)
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     batches: Epochs | Iterable[Batch],
-    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    loss_fn: Callable[[Any, Any], Tensor],
+    metrics: Metrics | None = None,
 ) -> Evaluation:
-    """Return the mean loss and the accuracy over all samples, without gradients.
+    """Return the mean loss and metrics over all samples, without gradients.
 
     The model is in evaluation mode meanwhile, and afterwards as it was, each module in
     its own mode.
 
+    Args:
+        model: Any module.
+        batches: As for `train`.
+        loss_fn: `loss_fn(outputs, targets)` is the mean loss over a batch.
+        metrics: By default the accuracy, where `accuracy` has one to measure.
+
     Raises:
-        ValueError: There is no batch.
+        ValueError: There is no batch, or a metric is not one number for each sample.
     """
     device = next(model.parameters()).device
-    losses, rights, num_samples = [], [], 0
+    losses: list[Tensor] = []
+    sums: dict[str, list[Tensor]] = {}
+    num_samples = 0
     with evaluating(model):
-        for inputs, targets in epoch_of(batches, 0):
-            inputs, targets = inputs.to(device), targets.to(device)
+        for batch in epoch_of(batches, 0):
+            size = size_of(batch)
+            inputs, targets = move(batch, device)
             outputs = model(inputs)
-            num_samples += len(targets)
-            losses.append(loss_fn(outputs, targets).double() * len(targets))
-            if not targets.is_floating_point():
-                rights.append((outputs.argmax(dim=1) == targets).sum())
+            num_samples += size
+            losses.append(loss_fn(outputs, targets).double() * size)
+            for name, values in (metrics or accuracy)(outputs, targets).items():
+                sums.setdefault(name, []).append(_sum(name, values, size))
     if not losses:
         raise ValueError("there is no batch to evaluate on")
-    loss = torch.stack(losses).sum().item() / num_samples
-    right = torch.stack(rights).sum().item() if rights else math.nan
-    return Evaluation(loss, right / num_samples)
+    num_batches = len(losses)
+    return Evaluation(
+        torch.stack(losses).sum().item() / num_samples,
+        {
+            name: torch.stack(parts).sum().item() / num_samples
+            for name, parts in sums.items()
+            if len(parts) == num_batches  # a mean over some samples means another thing
+        },
+    )
+
+
+def _sum(name: str, values: Tensor, num_samples: int) -> Tensor:
+    """Return the sum of a metric over samples.
+
+    Raises:
+        ValueError: It is not one number for each of them.
+    """
+    shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+    if shape != (num_samples,):
+        raise ValueError(
+            f"metric {name!r} is {shape} for {num_samples} samples: it must be one "
+            f"number for each, a tensor of shape ({num_samples},)"
+        )
+    return values.double().sum()
+
+
+def accuracy(outputs: Any, targets: Any) -> dict[str, Tensor]:
+    """Return of each sample the share of class numbers that the outputs predict.
+
+    There is one where outputs (N, C, ...) are logits of C > 1 classes in the second
+    dimension and targets (N, ...) numbers of them, and nothing otherwise: also where
+    the last dimension could be that of the classes as well, or a target is none.
+
+    >>> accuracy(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+    {'accuracy': tensor([1., 0.], dtype=torch.float64)}
+    """
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+        return {}
+    shape = outputs.shape
+    fits = (
+        outputs.dim() >= 2
+        and shape[1] > 1
+        and (outputs.dim() == 2 or shape[1] != shape[-1])
+        and targets.shape == (shape[0], *shape[2:])
+        and targets.dtype in (torch.int64, torch.int32, torch.uint8)
+    )
+    if not fits or not ((targets >= 0) & (targets < shape[1])).all():
+        return {}
+    is_right = outputs.argmax(dim=1) == targets
+    return {"accuracy": is_right.double().reshape(len(targets), -1).mean(dim=1)}
 
 
 @torch.no_grad()
-def predict(model: nn.Module, inputs: Tensor, batch_size: int = 1000) -> Tensor:
-    """Return the outputs for resident inputs, in evaluation mode, without gradients."""
+def predict(model: nn.Module, inputs: Samples, batch_size: int = 1000) -> Samples:
+    """Return the outputs for inputs in memory, in evaluation mode, without gradients.
+
+    Args:
+        model: Any module.
+        inputs: A tensor, or a nested tuple, list or dictionary of tensors.
+        batch_size: How many samples go through the model at a time.
+    """
+    device = next(model.parameters()).device
+    starts = range(0, count(inputs), batch_size)
     with evaluating(model):
-        return torch.cat([model(batch) for batch in inputs.split(batch_size)])
+        parts = (part(inputs, start, start + batch_size) for start in starts)
+        return join([model(move(each, device)) for each in parts])
 
 
 @contextmanager

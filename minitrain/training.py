@@ -6,20 +6,28 @@ vector, `theta.grad` is `gradient(L)(theta)`. The step walks against it.
 """
 
 import functools
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from minitrain.batches import Batch, Epochs, epoch_of
+from minitrain.batches import Batch, Epochs, size_of
+from minitrain.checks import (
+    check_loss,
+    check_training,
+    lr_ratios,
+    warn_if_unused,
+    warn_of_evaluation_mode,
+)
 from minitrain.norms import clip_factor, grad_norms, norm
+from minitrain.samples import move
 from minitrain.watcher import UNWATCHED, Watcher
+from minitrain.windows import Window, windows_of
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Any, Any], Tensor]
 """loss(outputs, targets), the mean over the samples of a batch: a 0-d tensor."""
 
 
@@ -69,6 +77,7 @@ class NotFiniteError(ArithmeticError):
         )
 
 
+@warn_if_unused
 def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -97,13 +106,16 @@ def train(
     1 1 0.0
 
     Args:
-        model: Any module; batches are moved to the device of its parameters.
+        model: Any module: `model(inputs)` are the outputs. Batches are moved to the
+            device of its parameters.
         optimizer: Updates the parameters, or some of them.
-        batches: `Batches`, or anything that can be iterated once per epoch for pairs
-            (inputs, targets), such as a DataLoader.
+        batches: `Batches`, `DatasetBatches`, or anything that can be iterated once per
+            epoch for pairs (inputs, targets), such as a DataLoader. Each of the two is
+            a tensor or a nested tuple, list or dictionary of tensors.
         loss_fn: `loss_fn(outputs, targets)` is the mean loss over a batch.
         epochs: Passes over the data.
-        lr: The learning rate as a function of the number of completed updates; by
+        lr: The learning rate of the first group as a function of the number of
+            completed updates; those of other groups stay in proportion to it. By
             default the optimizer keeps its own.
         clip_norm: g <- g * min(1, clip_norm / (|g| + 1e-6)), see `clip_factor`.
         accumulate: Batches per update. Their gradients are averaged by their numbers of
@@ -112,7 +124,8 @@ def train(
         autocast: Dtype of the forward pass, such as torch.bfloat16.
         measure_every: Steps between two with `grad_norms`; the first and the last step
             have them.
-        start: Completed updates of a run that is continued: those are passed over.
+        start: Completed updates of a run that is continued: those are passed over. The
+            batches must be of a kind whose order is known.
         watcher: Watches every step, as a `Panel` does; its readings are in the steps.
 
     Yields:
@@ -121,68 +134,71 @@ def train(
     Raises:
         NotFiniteError: Loss or gradient is infinite or NaN; the update was not made.
         ValueError: An epoch yields no batch, or an argument is out of range.
+        TypeError: An argument is of the wrong kind, such as a number for `lr`.
     """
-    _check_at_least_1(epochs=epochs, accumulate=accumulate, measure_every=measure_every)
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm = {clip_norm}: must be positive")
+    check_training(
+        model,
+        optimizer,
+        batches,
+        lr=lr,
+        clip_norm=clip_norm,
+        start=start,
+        epochs=epochs,
+        accumulate=accumulate,
+        measure_every=measure_every,
+    )
     watcher = watcher or UNWATCHED
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     device = next(model.parameters()).device
+    ratios = lr_ratios(optimizer) if lr is not None else []
     model.train()
-    number = 0
-    for epoch in range(1, epochs + 1):
-        before_epoch = number
-        for window, ends_epoch in _windows(epoch_of(batches, epoch), accumulate):
-            number += 1
-            if number <= start:
-                continue
-            if lr is not None:
-                _set_lr(optimizer, lr(number - 1))
-            is_last = ends_epoch and epoch == epochs
-            num_samples = sum(len(targets) for _, targets in window)
-            batch = (model, window, loss_fn, device)
-            watching = watcher.step(
-                number,
-                functools.partial(_mean_loss, *batch),
-                is_last=is_last,
-                autocast=autocast,
-            )
-            with watching as watch:
-                optimizer.zero_grad()
-                loss = _backward(*batch, autocast)
-                grads = _grads_of(optimizer)
-                total = norm(grads)
-                values = [loss.reshape(1), total.reshape(1)]
-                if number == 1 or number % measure_every == 0 or is_last:
-                    values.append(grad_norms(trainable.values()))
-                # The step's only wait for the device, where it does not clip.
-                loss_value, norm_value, *each = torch.cat(values).tolist()
-                if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-                    found = loss_value, norm_value, _first_not_finite(trainable)
-                    raise NotFiniteError(number, *found, _lr_of(optimizer))
-                factor = None
-                if clip_norm is not None:
-                    factor = _clip(grads, clip_factor(total, clip_norm))
-                watch.before_update(loss_value, num_samples, factor)
-                optimizer.step()
-            yield Step(
-                number=number,
-                epoch=epoch,
-                ends_epoch=ends_epoch,
-                num_samples=num_samples,
-                loss=loss_value,
-                grad_norm=norm_value,
-                grad_norms=dict(zip(trainable, each, strict=True)) if each else None,
-                lr=_lr_of(optimizer),
-                readings=watch.readings,
-            )
-        if number == before_epoch:
-            raise ValueError(f"epoch {epoch} yielded no batch to train on")
+    for window in windows_of(batches, epochs, accumulate, start):
+        number, is_last = window.number, window.is_last
+        if lr is not None:
+            _set_lrs(optimizer, lr(number - 1), ratios)
+        batch = (model, window, loss_fn, device)
+        watching = watcher.step(
+            number,
+            functools.partial(_mean_loss, *batch),
+            is_last=is_last,
+            autocast=autocast,
+        )
+        with watching as watch:
+            optimizer.zero_grad()
+            loss = _backward(*batch, autocast)
+            grads = _grads_of(optimizer)
+            total = norm(grads)
+            values = [loss.reshape(1), total.reshape(1)]
+            if number == 1 or number % measure_every == 0 or is_last:
+                values.append(grad_norms(trainable.values()))
+            # The step's only wait for the device, where it does not clip.
+            loss_value, norm_value, *each = torch.cat(values).tolist()
+            if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+                found = loss_value, norm_value, _first_not_finite(trainable)
+                raise NotFiniteError(number, *found, _lr_of(optimizer))
+            factor = None
+            if clip_norm is not None:
+                factor = _clip(grads, clip_factor(total, clip_norm))
+            watch.before_update(loss_value, window.num_samples, factor)
+            optimizer.step()
+        yield Step(
+            number=number,
+            epoch=window.epoch,
+            ends_epoch=window.ends_epoch,
+            num_samples=window.num_samples,
+            loss=loss_value,
+            grad_norm=norm_value,
+            grad_norms=dict(zip(trainable, each, strict=True)) if each else None,
+            lr=_lr_of(optimizer),
+            readings=watch.readings,
+        )
+        if not model.training and not is_last:
+            warn_of_evaluation_mode()
 
 
 def _backward(
     model: nn.Module,
-    window: Sequence[Batch],
+    window: Window,
     loss_fn: LossFunction,
     device: torch.device,
     autocast: torch.dtype | None,
@@ -196,10 +212,7 @@ def _backward(
 
 
 def _mean_loss(
-    model: nn.Module,
-    window: Sequence[Batch],
-    loss_fn: LossFunction,
-    device: torch.device,
+    model: nn.Module, window: Window, loss_fn: LossFunction, device: torch.device
 ) -> Tensor:
     """Return the mean loss over all samples of a window of batches."""
     return torch.stack(list(_shares(model, window, loss_fn, device, None))).sum()
@@ -207,7 +220,7 @@ def _mean_loss(
 
 def _shares(
     model: nn.Module,
-    window: Sequence[Batch],
+    window: Window,
     loss_fn: LossFunction,
     device: torch.device,
     autocast: torch.dtype | None,
@@ -216,38 +229,14 @@ def _shares(
 
     n_i are its samples, n those of all batches of the window.
     """
-    num_samples = sum(len(targets) for _, targets in window)
-    for inputs, targets in window:
-        inputs, targets = inputs.to(device), targets.to(device)
+    for batch in window.batches:
+        inputs, targets = move(batch, device)
         with torch.autocast(device.type, autocast) if autocast else nullcontext():
             loss = loss_fn(model(inputs), targets)
-        if len(window) > 1:
-            loss = loss * (len(targets) / num_samples)
+        check_loss(loss)
+        if len(window.batches) > 1:
+            loss = loss * (size_of(batch) / window.num_samples)
         yield loss
-
-
-def _windows(batches: Iterable[Batch], size: int) -> Iterator[tuple[list[Batch], bool]]:
-    """Yield consecutive batches, `size` at a time, each with whether it ends the epoch.
-
-    What knows its length, as a DataLoader does, is read just in time: its random draws
-    keep their places among the model's. Anything else is read one window ahead.
-    """
-    iterator = iter(batches)
-    if isinstance(batches, Sized):
-        for end in range(size, len(batches) + size, size):
-            yield list(itertools.islice(iterator, size)), end >= len(batches)
-        return
-    window = list(itertools.islice(iterator, size))
-    while window:
-        upcoming = list(itertools.islice(iterator, size))
-        yield window, not upcoming
-        window = upcoming
-
-
-def _check_at_least_1(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name} = {value}: must be at least 1")
 
 
 def _grads_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -275,9 +264,11 @@ def _lr_of(optimizer: torch.optim.Optimizer) -> float:
     return float(optimizer.param_groups[0]["lr"])
 
 
-def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
+def _set_lrs(
+    optimizer: torch.optim.Optimizer, lr: float, ratios: Sequence[float]
+) -> None:
+    for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
+            group["lr"].fill_(lr * ratio)
         else:
-            group["lr"] = lr
+            group["lr"] = lr * ratio

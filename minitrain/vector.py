@@ -80,6 +80,11 @@ class ParameterVector:
         # A copy is laid out anew over a copy of the module: its own, live views.
         return ParameterVector, (self.module,)
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters of the module that live in theta, in its order."""
+        return [*self._parameters]
+
     def split(self, flat: Tensor) -> list[Tensor]:
         """Return the parts of a vector of shape (n,), views in the parameters' shapes.
 

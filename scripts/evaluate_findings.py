@@ -239,8 +239,9 @@ def find(run: Run, seed: int) -> list[str]:
             if "truth/worst_error" in step.readings:
                 findings.check_slopes(number, panel.slopes)
             if step.ends_epoch and (step.epoch % max(1, run.epochs // 10) == 0):
-                loss, accuracy = evaluate(model, test, LOSS)
-                findings.note(number, {"loss/test": loss, "accuracy/test": accuracy})
+                result = evaluate(model, test, LOSS)
+                values = {"loss/test": result.loss, "accuracy/test": result.accuracy}
+                findings.note(number, values)
     except NotFiniteError:
         findings.note_failure(number + 1, "the step is not finite.")
     return [finding.kind for finding in findings.found]

@@ -16,7 +16,7 @@ def test_the_ten_lines_run_and_learn(capsys: pytest.CaptureFixture[str]) -> None
     names: dict = {}
     exec(code, names)
     out = capsys.readouterr().out
-    accuracy = float(re.findall(r"accuracy=([\d.]+)", out)[0])
+    accuracy = float(re.findall(r"'accuracy': ([\d.]+)", out)[0])
     assert out.count("|grad L|") == 20 and accuracy > 0.95
 
 

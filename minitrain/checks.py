@@ -1,0 +1,161 @@
+"""What is refused before the first step of a training, each in a sentence."""
+
+import functools
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, ParamSpec, TypeVar, cast
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+
+from minitrain.batches import has_epochs
+from minitrain.vector import Theta
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def check_training(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Any,
+    *,
+    lr: Any,
+    clip_norm: float | None,
+    start: int,
+    **at_least_1: int,
+) -> None:
+    """Make sure that `minitrain.train` can begin with these arguments.
+
+    Raises:
+        TypeError: One is of another kind than is wanted.
+        ValueError: One is out of range, or two do not belong together.
+    """
+    for name, value in at_least_1.items():
+        if value < 1:
+            raise ValueError(f"{name} = {value}: must be at least 1")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm = {clip_norm}: must be positive")
+    if start < 0:
+        raise ValueError(f"start = {start}: must be at least 0")
+    if lr is not None and not callable(lr):
+        raise TypeError(
+            f"lr = {lr!r}: it is a function of the number of completed updates; a "
+            "constant one is the optimizer's own: leave lr out"
+        )
+    _check_optimizer(model, optimizer)
+    _check_batches(batches, start)
+
+
+def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    own = {*model.parameters()}
+    if not own:
+        raise ValueError("the model has no parameters: there is nothing to train")
+    if not any(parameter in own for parameter in _parameters_of(optimizer)):
+        raise ValueError(
+            "the optimizer updates no parameter of the model: make it from "
+            "model.parameters() or ParameterVector(model), after the model was built "
+            "and moved"
+        )
+
+
+def _parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
+    """Yield what an optimizer updates; of a vector the parameters that live in it."""
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            if isinstance(param, Theta):
+                yield from param.vector.parameters
+            else:
+                yield param
+
+
+def _check_batches(batches: Any, start: int) -> None:
+    if has_epochs(batches):
+        return
+    if isinstance(batches, Dataset):
+        raise TypeError(
+            f"batches = {type(batches).__name__}: the items of a Dataset are samples; "
+            "give DatasetBatches(dataset, batch_size) or a DataLoader"
+        )
+    if start and not isinstance(batches, list | tuple):
+        raise ValueError(
+            f"start = {start}: a {type(batches).__name__} draws its order from a state "
+            "that cannot be had again, so the run would go on with other batches; give "
+            "Batches or DatasetBatches, whose order is a function of the epoch"
+        )
+
+
+def lr_ratios(optimizer: Optimizer) -> list[float]:
+    """Return the learning rate of every group over that of the first one.
+
+    Raises:
+        ValueError: That of the first one is 0, and another's is not.
+    """
+    first, *_ = lrs = [float(group["lr"]) for group in optimizer.param_groups]
+    if first == 0 and any(lrs):
+        raise ValueError(
+            "the learning rate of the first group is 0: with lr=... those of the other "
+            "groups are kept in proportion to it"
+        )
+    return [1.0 if lr == first else lr / first for lr in lrs]
+
+
+def check_loss(loss: Any) -> None:
+    """Make sure that a loss is one number that a gradient can be taken of.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = type(loss).__name__
+        if isinstance(loss, Tensor):
+            what = f"a tensor of shape {tuple(loss.shape)}"
+        raise ValueError(
+            f"the loss is {what}: it must be one number, the mean over the samples of "
+            "the batch; reduction='none' gives one for each"
+        )
+
+
+def warn_of_evaluation_mode() -> None:
+    """Tell, once, that a whole model was left in evaluation mode."""
+    warnings.warn(
+        "the model is in evaluation mode: dropout and batch normalization do not train "
+        "from here on; call model.train() after model.eval()",
+        stacklevel=3,
+    )
+
+
+def warn_if_unused(make: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
+    """Have a generator function tell where its generator is thrown away unasked.
+
+    Nothing happens in a generator before it is asked for its first value.
+    """
+
+    @functools.wraps(make)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        return _Told(make(*args, **kwargs), make.__name__)
+
+    return wrapper
+
+
+class _Told(Iterator[T]):
+    def __init__(self, values: Iterator[T], name: str) -> None:
+        self._values, self._name, self._is_used = values, name, False
+
+    def __next__(self) -> T:
+        self._is_used = True
+        return next(self._values)
+
+    def close(self) -> None:
+        """End the generator, as its own method does."""
+        self._is_used = True
+        cast(Generator[T], self._values).close()
+
+    def __del__(self) -> None:
+        if not self._is_used:
+            warnings.warn(
+                f"{self._name}(...) did nothing: it is a generator, which works as far "
+                f"as a loop asks it to: for step in {self._name}(...)",
+                stacklevel=2,
+            )
