@@ -59,7 +59,7 @@ def call_hooks_if_any(func: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def use_count(tensor: Tensor) -> int:
+def use_count(tensor: Any) -> int:
     """Return how many owners a tensor has in C++: 1 where it is Python's alone.
 
     A graph that could go backward is one, and DistributedDataParallel another; there is

@@ -221,6 +221,6 @@ def move(parameters: Sequence[nn.Parameter], views: Sequence[Tensor]) -> None:
 def _twin(parameter: nn.Parameter, view: Tensor) -> nn.Parameter:
     """Return a parameter that has of the other one what a swap would take from it."""
     twin = nn.Parameter(view)
-    twin.__dict__.update(parameter.__dict__)
+    vars(twin).update(vars(parameter))
     _torch.share_hooks(parameter, twin)
     return twin

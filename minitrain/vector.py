@@ -36,9 +36,9 @@ class ParameterVector:
     [torch.Size([3, 2]), torch.Size([3])]
 
     Lay the vector out last, after the module was moved and cast: `module.to(...)` gives
-    the parameters new memory, which `check` then reports. Only torch.compile and
-    DistributedDataParallel come after it. On a GPU an RNN of several layers copies its
-    weights in every pass, as cuDNN wants them in an order of its own, and warns of it.
+    the parameters new memory, which `check` then reports. DistributedDataParallel comes
+    after it, without `gradient_as_bucket_view`. The order of theta need not be that of
+    cuDNN, which then copies the weights of an RNN in every pass, and warns of it.
 
     Several vectors of one module are several groups of an optimizer:
 

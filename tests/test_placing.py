@@ -20,7 +20,7 @@ from minitrain.placing import Only
 from minitrain.sgd import SGD
 from minitrain.vector import ParameterVector
 
-OPTIONS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
+OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
 USE_A_LIST = r"SGD\(model\.parameters\(\)\)"
 
 
@@ -48,6 +48,9 @@ class Complex(nn.Module):
 
 class Buffered(nn.Linear):
     """Has buffers of other dtypes than its parameters."""
+
+    count: Tensor
+    phase: Tensor
 
     def __init__(self) -> None:
         super().__init__(3, 3)
@@ -138,7 +141,7 @@ def test_compiled_module_trains_as_a_list(before):
     """The vector may be made before torch.compile, or after a compiled pass."""
     module, twin = alike(lambda: nn.Linear(3, 2))
     vector = ParameterVector(module) if before else None
-    compiled = torch.compile(module, backend="eager")
+    compiled: Any = torch.compile(module, backend="eager")
     compiled(torch.ones(1, 3)).sum().backward()
     vector = vector or ParameterVector(compiled)
     train_both((compiled, twin), (SGD(vector), SGD(twin.parameters())))
@@ -158,11 +161,25 @@ def test_rnn_has_its_weak_references_anew():
         zeros = {name: torch.zeros_like(p) for name, p in rnn.named_parameters()}
         assert not torch.func.functional_call(rnn, zeros, (inputs,))[0].any()
         assert torch.equal(rnn(inputs)[0], twin(inputs)[0])
-        vector = ParameterVector(rnn)
+        ParameterVector(rnn)
+    vector = ParameterVector(rnn)
+    gradient: Any = vector.theta.grad
     rnn(inputs)[0].square().sum().backward()
     twin(inputs)[0].square().sum().backward()
-    for p, part in zip(twin.parameters(), vector.split(vector.theta.grad), strict=True):
-        assert torch.equal(p.grad, part)
+    for p, part in zip(twin.parameters(), vector.split(gradient), strict=True):
+        assert p.grad is not None and torch.equal(p.grad, part)
+
+
+def test_rnn_does_not_flatten_its_parameters_again(monkeypatch):
+    """On a GPU that would give them memory outside of theta."""
+    rnn, inputs = nn.GRU(3, 4), torch.randn(2, 5, 3)
+    zeros = {name: torch.zeros_like(p) for name, p in rnn.named_parameters()}
+    torch.func.functional_call(rnn, zeros, (inputs,))
+    calls: list[nn.Module] = []
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", calls.append)
+    ParameterVector(rnn)
+    rnn(inputs)
+    assert calls == []
 
 
 # What hangs on a parameter goes along.
@@ -170,7 +187,7 @@ def test_rnn_has_its_weak_references_anew():
 
 def test_hooks_and_attributes_of_a_parameter_stay():
     module, calls = nn.Linear(2, 1), []
-    weight = module.weight
+    weight: Any = module.weight
     weight.is_embedding = True
     doubling = weight.register_hook(lambda grad: 2 * grad)
     counting = weight.register_post_accumulate_grad_hook(lambda p: calls.append(p))
@@ -206,7 +223,7 @@ def assert_untouched(before: list[Any], after: list[Any]) -> None:
         assert x is y if isinstance(x, Tensor) else x == y
 
 
-def on(parameter: nn.Parameter) -> nn.Module:
+def on(parameter: nn.Parameter) -> Any:
     """A module in which a good parameter comes before the bad one."""
     module = nn.Module()
     module.good = nn.Parameter(torch.ones(2))
@@ -339,7 +356,7 @@ def test_refusal_names_the_parameter_and_changes_nothing(kind):
 
 
 def test_refusal_keeps_the_gradients_and_hooks():
-    module = nn.Sequential(nn.LSTM(2, 2), nn.Linear(2, 1))
+    module: Any = nn.Sequential(nn.LSTM(2, 2), nn.Linear(2, 1))
     module[1].weight.register_hook(lambda grad: grad)
     for p in module.parameters():
         p.grad = torch.ones_like(p)
@@ -365,7 +382,7 @@ def test_waiting_loss_is_refused_and_can_still_go_backward():
 
 
 def test_failing_move_is_taken_back(monkeypatch):
-    module = nn.Sequential(nn.GRU(2, 2), nn.Linear(2, 1))
+    module: Any = nn.Sequential(nn.GRU(2, 2), nn.Linear(2, 1))
     module[0].weight_ih_l0.register_hook(lambda grad: grad)
     module[0].weight_ih_l0.tag = "first"
     module[1].bias.grad = torch.ones(1)
@@ -388,11 +405,12 @@ def test_failing_move_is_taken_back(monkeypatch):
 
 
 def test_inside_inference_mode_no_vector_is_made():
+    module = nn.Linear(2, 1)
     with (
         torch.inference_mode(),
-        pytest.raises(ValueError, match=r"^weight .* torch\.inference_mode"),
+        pytest.raises(ValueError, match=r"^weight .*torch\.inference_mode"),
     ):
-        ParameterVector(nn.Linear(2, 1))
+        ParameterVector(module)
 
 
 @each("params", [[nn.Parameter(torch.ones(2))], nn.Linear(2, 1).parameters(), None])
@@ -438,7 +456,7 @@ def test_vector_of_a_distributed_module_is_refused():
             ParameterVector(wrapped)
         assert_untouched(before, evidence(module))
     distributed(torch.ones(1, 2)).sum().backward()
-    assert torch.equal(module.weight.grad, torch.ones(1, 2))
+    assert module.weight.grad.tolist() == [[1, 1]]
 
 
 @pytest.mark.usefixtures("process_group")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from harness.optimizers import (
+    Options,
     TorchSGD,
     each,
     first_difference,
@@ -265,7 +266,7 @@ def in_groups(network: nn.Module, as_vectors: bool = True) -> list[dict[str, Any
     return [{"params": params[0]}, {"params": params[1], "weight_decay": 0.0}]
 
 
-GROUP_OPTIONS = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-2}
+GROUP_OPTIONS: Options = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-2}
 MATRICES = ["conv.weight", "left.weight"]
 
 
