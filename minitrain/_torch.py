@@ -6,11 +6,14 @@ there from torch 2.10 to 2.14.
 
 import functools
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.optim.optimizer as torch_optimizer
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 _torch: Any = torch  # whose type stubs leave these names out
@@ -54,3 +57,51 @@ def call_hooks_if_any(func: Callable[..., Any]) -> Callable[..., Any]:
         return (hooked if is_watched else func)(self, *args, **kwargs)
 
     return wrapper
+
+
+def use_count(tensor: Any) -> int:
+    """Return how many owners a tensor has in C++: 1 where it is Python's alone.
+
+    A graph that could go backward is one, and DistributedDataParallel another; there is
+    no public way to ask. `torch.utils.swap_tensors` asks the same.
+    """
+    return tensor._use_count()
+
+
+def share_hooks(source: Tensor, target: Tensor) -> None:
+    """Let a tensor call the hooks of another one, those to come included.
+
+    `register_hook` and `register_post_accumulate_grad_hook` keep them in dictionaries,
+    from which the handles that they return remove them, in whichever tensor they are.
+    """
+    for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        if (hooks := getattr(source, name)) is not None:
+            setattr(target, name, hooks)
+
+
+@contextmanager
+def released_rnns(module: nn.Module) -> Iterator[None]:
+    """Put aside what RNNs hold of their weights beside the parameters themselves.
+
+    They keep a list of them, in which weight_norm leaves weights with their graph, and
+    weak references, by which the next forward pass sees whether they were replaced. On
+    leaving, both are made anew from the parameters, without `flatten_parameters`, which
+    would move these on a GPU.
+    """
+    rnns: list[Any] = [m for m in module.modules() if isinstance(m, nn.RNNBase)]
+    for rnn in rnns:
+        rnn._flat_weight_refs = []
+        rnn._flat_weights = [
+            rnn._parameters.get(name, None if weight is None else weight.detach())
+            for name, weight in zip(
+                rnn._flat_weights_names, rnn._flat_weights, strict=True
+            )
+        ]
+    try:
+        yield
+    finally:
+        for rnn in rnns:
+            rnn._flat_weight_refs = [
+                None if weight is None else weakref.ref(weight)
+                for weight in rnn._flat_weights
+            ]

@@ -1,11 +1,15 @@
 """theta and grad L as two vectors: parameters and gradients of a module, laid flat."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from minitrain import _torch
+from minitrain.placing import Only, check_places, find_places, move
 
 NUM_CHECKED = 8
 
@@ -32,53 +36,67 @@ class ParameterVector:
     [torch.Size([3, 2]), torch.Size([3])]
 
     Lay the vector out last, after the module was moved and cast: `module.to(...)` gives
-    the parameters new memory, which `check` then reports.
+    the parameters new memory, which `check` then reports. DistributedDataParallel comes
+    after it, without `gradient_as_bucket_view`. The order of theta need not be that of
+    cuDNN, which then copies the weights of an RNN in every pass, and warns of it.
+
+    Several vectors of one module are several groups of an optimizer:
+
+    >>> weights = ParameterVector(model, only=lambda name, p: p.dim() > 1)
+    >>> biases = ParameterVector(model, only=lambda name, p: p.dim() <= 1)
+    >>> weights.names, biases.names
+    (['weight'], ['bias'])
+
+    Args:
+        module: What to lay out. Hooks and attributes of its parameters stay theirs.
+        only: only(name, parameter) chooses among its trainable parameters; or a list of
+            their names. A copy of the vector remembers the names.
 
     Raises:
-        ValueError: The module has no trainable parameter, or they differ in dtype or
-            device.
-        RuntimeError: A loss computed by the module is still waiting for its backward
-            pass. It is raised here or, at the latest, there.
+        TypeError: A parameter is more than a plain `nn.Parameter`, a DTensor for one.
+        ValueError: There is no trainable parameter, they differ in dtype or device, or
+            one shares memory or has no values. It is named, and nothing has changed.
+        RuntimeError: A parameter is in use: a loss computed by the module may still be
+            waiting for its backward pass. Nothing has changed here either.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        # (name, owner, attribute) of every trainable parameter, each parameter once.
-        places: dict[nn.Parameter, tuple[str, nn.Module, str]] = {}
-        for prefix, owner in module.named_modules():
-            for attribute, parameter in owner.named_parameters(recurse=False):
-                if parameter.requires_grad:
-                    name = f"{prefix}.{attribute}" if prefix else attribute
-                    places.setdefault(parameter, (name, owner, attribute))
-        _check_uniform({name: p for p, (name, _, _) in places.items()})
+    def __init__(self, module: nn.Module, *, only: Only | None = None) -> None:
+        places = find_places(module, only)
+        parameters = [place.parameter for place in places]
+        with _torch.released_rnns(module):
+            check_places(module, places)
+            self._layouts = [_layout(p) for p in parameters]
+            with torch.no_grad():
+                flat = join_as(parameters, parameters)
+            self._grad = torch.zeros_like(flat)
+            move(parameters, self.split(flat))
 
         self.module = module
-        self.names = [name for name, _, _ in places.values()]
-        self._parameters = list(places)
-        self._layouts = [_layout(p) for p in places]
+        self.names = [place.name for place in places]
+        self._is_part = only is not None
+        self._parameters = parameters
         # The dictionaries of the modules: to ask a module itself takes twice as long.
-        self._places = [(owner._parameters, name) for _, owner, name in places.values()]
-        with torch.no_grad():
-            flat = join_as(places, places)
-        self._grad = torch.zeros_like(flat)
-        views, self._grad_views = self.split(flat), self.split(self._grad)
-        for parameter, view in zip(self._parameters, views, strict=True):
-            # Unlike `parameter.data = view`, swapping keeps one version counter for
-            # theta and all of its views: a backward pass through values that an update
-            # has overwritten raises an error, as it does without a vector.
-            torch.utils.swap_tensors(parameter, nn.Parameter(view))
-        self._addresses = [p.data_ptr() for p in self._parameters]
+        self._places = [(place.owner._parameters, place.attribute) for place in places]
+        self._addresses = [p.data_ptr() for p in parameters]
+        self._grad_views = self.split(self._grad)
 
         self._next_checked = 0
         self.theta = Theta(flat)
         self.theta.vector = self
         self.zero_grad()
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The module's parameters that are parts of theta, in their order there."""
+        return list(self._parameters)
+
     def __iter__(self) -> Iterator["Theta"]:
         yield self.theta
 
-    def __reduce__(self) -> tuple[type["ParameterVector"], tuple[nn.Module]]:
+    def __reduce__(self) -> tuple[Callable[..., "ParameterVector"], tuple[Any, ...]]:
         # A copy is laid out anew over a copy of the module: its own, live views.
-        return ParameterVector, (self.module,)
+        names = self.names if self._is_part else None
+        return partial(ParameterVector, only=names), (self.module,)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -131,11 +149,11 @@ class ParameterVector:
         self._next_checked = last % len(self._parameters)
         self._check_parameters(range(first, last))
         for i in range(first, last):
-            if self._parameters[i].grad is not self._grad_views[i]:
+            grad = self._parameters[i].grad
+            if grad is not self._grad_views[i]:
                 raise RuntimeError(
                     f"the gradient of {self.names[i]} is no longer a part of "
-                    "theta.grad (module.zero_grad() cuts it off): reset gradients by "
-                    "ParameterVector.zero_grad() or minitrain.SGD.zero_grad()"
+                    f"theta.grad: {_remedy(grad)}"
                 )
 
     def _check_parameters(self, numbers: Iterable[int]) -> None:
@@ -170,16 +188,18 @@ class Theta(nn.Parameter):
         return getattr, (self.vector, "theta")
 
 
-def _check_uniform(parameters: dict[str, nn.Parameter]) -> None:
-    if not parameters:
-        raise ValueError("the module has no trainable parameter to lay out")
-    (first, reference), *others = parameters.items()
-    for name, p in others:
-        if (p.dtype, p.device) != (reference.dtype, reference.device):
-            raise ValueError(
-                f"{name} is {p.dtype} on {p.device}, {first} {reference.dtype} on "
-                f"{reference.device}: one vector needs one dtype and one device"
-            )
+def _remedy(grad: Tensor | None) -> str:
+    """What to do about a gradient that took the place of a part of theta.grad."""
+    if grad is None:
+        return (
+            "module.zero_grad() cuts it off; reset gradients by "
+            "ParameterVector.zero_grad() or minitrain.SGD.zero_grad()"
+        )
+    return (
+        "another tensor took its place, as DistributedDataParallel(module, "
+        "gradient_as_bucket_view=True) does, which needs False here; reset gradients "
+        "by ParameterVector.zero_grad() or minitrain.SGD.zero_grad()"
+    )
 
 
 Layout = tuple[torch.Size, list[int] | None]

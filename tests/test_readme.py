@@ -11,13 +11,18 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_ten_lines_run_and_learn(capsys: pytest.CaptureFixture[str]) -> None:
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    code, groups = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[:2]
     torch.manual_seed(0)
     names: dict = {}
     exec(code, names)
     out = capsys.readouterr().out
     accuracy = float(re.findall(r"'accuracy': ([\d.]+)", out)[0])
     assert out.count("|grad L|") == 20 and accuracy > 0.95
+    exec(groups, names)
+    kept, left = names["optimizer"].param_groups
+    assert kept["weight_decay"] == 1e-3 and left["weight_decay"] == 0
+    assert kept["params"][0].vector.names == ["0.weight", "2.weight"]
+    assert left["params"][0].vector.names == ["0.bias", "2.bias"]
 
 
 def test_the_core_is_a_numbered_list_and_every_room_has_a_row() -> None:

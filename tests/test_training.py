@@ -74,6 +74,45 @@ def test_train_equals_a_bare_loop(source: str, flat: bool) -> None:
     torch.testing.assert_close([s.grad_norm for s in steps], norms)
 
 
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_two_vectors_train_as_two_lists_of_torch(clip_norm: float | None) -> None:
+    """Bit for bit without clipping, whose norm sums in another order."""
+    ours, theirs = network(), network()
+    rest = {"weight_decay": 0.0}
+    vectors = [
+        {"params": ParameterVector(ours, only=lambda name, p: p.dim() > 1)},
+        {"params": ParameterVector(ours, only=lambda name, p: p.dim() <= 1)} | rest,
+    ]
+    lists = [
+        {"params": [p for p in theirs.parameters() if p.dim() > 1]},
+        {"params": [p for p in theirs.parameters() if p.dim() <= 1]} | rest,
+    ]
+    inputs, targets = tensors()
+    runs = [
+        list(
+            train(
+                model,
+                optimizer,
+                Batches(inputs, targets, 5),
+                cross_entropy,
+                epochs=3,
+                clip_norm=clip_norm,
+            )
+        )
+        for model, optimizer in (
+            (ours, SGD(vectors, **OPTIONS)),
+            (theirs, torch.optim.SGD(lists, foreach=False, **OPTIONS)),
+        )
+    ]
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        if clip_norm is None:
+            assert torch.equal(p, q)
+        torch.testing.assert_close(p, q)
+    for a, b in zip(*runs, strict=True):
+        assert a.grad_norms is not None and a.grad_norms.keys() == b.grad_norms.keys()
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-5)
+
+
 def test_the_loss_of_a_step_is_that_before_its_update() -> None:
     inputs, targets = tensors(8)
     model = network()

@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from harness.optimizers import each, first_difference, pickled, training_twins
+from harness.optimizers import (
+    Options,
+    TorchSGD,
+    each,
+    first_difference,
+    pickled,
+    training_twins,
+)
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from minitrain.sgd import SGD
 from minitrain.vector import ParameterVector
@@ -233,6 +241,126 @@ def test_copy_of_the_vector_is_over_a_copy_of_the_module(copied):
     optimizer.step()
     assert twin_network.scale == twin.theta[0] != before[0]
     assert torch.equal(vector.theta, before) and not vector.theta.grad.any()
+
+
+# Several vectors of one module.
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.dim() > 1
+
+
+def is_no_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return not is_matrix(name, parameter)
+
+
+def in_groups(network: nn.Module, as_vectors: bool = True) -> list[dict[str, Any]]:
+    """Weight decay for matrices alone."""
+    named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+    params: list[Any] = [
+        ParameterVector(network, only=only)
+        if as_vectors
+        else [p for n, p in named if only(n, p)]
+        for only in (is_matrix, is_no_matrix)
+    ]
+    return [{"params": params[0]}, {"params": params[1], "weight_decay": 0.0}]
+
+
+GROUP_OPTIONS: Options = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-2}
+MATRICES = ["conv.weight", "left.weight"]
+
+
+def test_parameters_are_those_of_the_module_in_its_order():
+    network, vector = laid_out()
+    pairs = zip(vector.parameters, trainable(network), strict=True)
+    assert all(p is q for p, q in pairs)
+    vector.parameters.clear()
+    assert len(vector.parameters) == len(NAMES)
+
+
+@each("only", [is_matrix, MATRICES, set(MATRICES), MATRICES[::-1]])
+def test_vector_of_a_part_holds_what_was_chosen(only):
+    network = Network()
+    addresses = [p.data_ptr() for p in network.parameters()]
+    vector = ParameterVector(network, only=only)
+    assert vector.names == MATRICES
+    assert vector.parameters[0] is network.conv.weight
+    assert vector.parameters[1] is network.left.weight
+    assert len(vector.theta) == 4 * 2 * 3 * 3 + 3 * 4
+    rest = [
+        p.data_ptr() == address
+        for p, address in zip(network.parameters(), addresses, strict=True)
+    ]
+    assert rest.count(False) == 2 and network.conv.bias.grad is None
+
+
+def test_training_in_two_groups_equals_torch_over_lists():
+    torch.manual_seed(0)
+    network = Network()
+    twin = copy.deepcopy(network)
+    ours = SGD(in_groups(network), **GROUP_OPTIONS)
+    theirs = TorchSGD(in_groups(twin, as_vectors=False), **GROUP_OPTIONS)
+    modules = {ours: network, theirs: twin}
+
+    def backward(optimizer: Optimizer, step: int) -> None:
+        optimizer.zero_grad()
+        torch.manual_seed(step)
+        modules[optimizer](draw_images()).square().mean().backward()
+
+    assert first_difference(ours, theirs, backward, range(1, 21)) is None
+
+
+@each("copied", [copy.deepcopy, pickled])
+def test_copies_of_two_vectors_are_over_one_module(copied):
+    """Also of a predicate that nobody can pickle: what it chose is remembered."""
+    network = Network()
+    matrices = ParameterVector(network, only=lambda name, p: p.dim() > 1)
+    others = ParameterVector(network, only=lambda name, p: p.dim() <= 1)
+    before = matrices.theta.detach().clone()
+    twin_network, *twins = copied((network, matrices, others))
+    assert [twin.names for twin in twins] == [matrices.names, others.names]
+    optimizer = SGD([{"params": twin} for twin in twins], lr=0.1)
+    twin_network(draw_images()).square().sum().backward()
+    optimizer.step()
+    assert twin_network.scale == twins[1].theta[0] != network.scale
+    assert not torch.equal(twins[0].theta, before)
+    assert torch.equal(matrices.theta, before) and not matrices.theta.grad.any()
+    for vector in (matrices, others):
+        vector.check()
+
+
+@each("to_vectors", [True, False])
+def test_state_of_two_lists_fits_two_vectors_and_back(to_vectors):
+    torch.manual_seed(0)
+    network = Network()
+    twin = copy.deepcopy(network)
+    before = SGD(in_groups(network, not to_vectors), **GROUP_OPTIONS)
+    trained(None, network, 3, before)
+    twin.load_state_dict(network.state_dict())
+    heir = SGD(in_groups(twin, to_vectors), lr=7.0, momentum=0.1)
+    heir.load_state_dict(before.state_dict())
+    trained(None, network, 3, before)
+    trained(None, twin, 3, heir)
+    for p, q in zip(twin.parameters(), network.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_cut_in_one_of_two_vectors_stops_both():
+    network = Network()
+    optimizer = SGD(in_groups(network), **GROUP_OPTIONS)
+    network(draw_images()).sum().backward()
+    before = copy.deepcopy(network.state_dict())
+    network.norm.weight.grad = None
+    with pytest.raises(RuntimeError, match=r"^the gradient of norm\.weight "):
+        optimizer.step()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+    optimizer.zero_grad()
+    assert network.norm.weight.grad is not None
+    optimizer.step()
+    ParameterVector(network, only=["conv.weight", "scale"])
+    with pytest.raises(RuntimeError, match=r"^conv\.weight is no longer"):
+        optimizer.step()
 
 
 # A state goes from a list of the parameters to their vector, and back.

@@ -64,8 +64,9 @@ class Parameters:
         """Return the name of every parameter; one unknown to the model is `?`."""
         names = []
         for tensor in self._tensors():
-            known = [self._names.get(tensor, "?")]
-            names += tensor.vector.names if type(tensor) is Theta else known
+            is_vector = type(tensor) is Theta
+            each = tensor.vector.parameters if is_vector else [tensor]
+            names += [self._names.get(parameter, "?") for parameter in each]
         return names
 
     def split(self, vector: Vector) -> list[Tensor]:

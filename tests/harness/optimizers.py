@@ -70,14 +70,16 @@ def snapshot(optimizer: Optimizer) -> dict[str, Tensor]:
     These are the live tensors: deepcopy them to compare with what comes later.
     """
     tensors: dict[str, Tensor] = {}
-    for i, p in enumerate(parameters_of(optimizer)):
+    first = 0
+    for p in parameters_of(optimizer):
+        vector = getattr(p, "vector", None)
         found = {"parameter": p, "gradient": p.grad} | optimizer.state.get(p, {})
         for name, value in found.items():
             if value is not None:
                 flat = value.detach().to_dense() if value.is_sparse else value.detach()
-                vector = getattr(p, "vector", None)
                 parts = [flat] if vector is None else vector.split(flat)
-                tensors |= {f"{name} {i + j}": part for j, part in enumerate(parts)}
+                tensors |= {f"{name} {first + j}": part for j, part in enumerate(parts)}
+        first += 1 if vector is None else len(vector.names)
     return tensors
 
 

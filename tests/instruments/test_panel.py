@@ -133,6 +133,38 @@ def data(num: int = 160, batch_size: int = 16) -> Batches:
     return Batches(inputs, labels, batch_size, seed=0)
 
 
+@pytest.mark.parametrize("is_of_parts", [False, True])
+def test_readings_over_several_vectors_are_those_over_lists(is_of_parts: bool) -> None:
+    """Two vectors of one model, or a vector each of two of its modules."""
+
+    def run(as_vectors: bool) -> list[dict[str, float]]:
+        torch.manual_seed(0)
+        model = mlp()
+        if is_of_parts:
+            layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+            vectors: list[Any] = [ParameterVector(layer) for layer in layers]
+            lists: list[Any] = [[*layer.parameters()] for layer in layers]
+        else:
+            named = dict(model.named_parameters())
+            matrices = [name for name, p in named.items() if p.dim() > 1]
+            chosen = matrices, [name for name in named if name not in matrices]
+            vectors = [ParameterVector(model, only=names) for names in chosen]
+            lists = [[named[name] for name in names] for names in chosen]
+        groups = [{"params": each} for each in (vectors if as_vectors else lists)]
+        groups[-1]["weight_decay"] = 0.0
+        optimizer = SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.01)
+        panel = Panel(model, optimizer, EVERYTHING)
+        steps = train(model, optimizer, data(), LOSS, watcher=panel)
+        return [dict(step.readings) for step in steps]
+
+    for mine, reference in zip(run(True), run(False), strict=True):
+        assert mine.keys() == reference.keys()
+        assert "update_ratio/0.weight" in mine
+        # Differences of losses are left of two numbers that are nearly equal.
+        for tag, value in reference.items():
+            assert mine[tag] == pytest.approx(value, rel=1e-3, abs=1e-4), tag
+
+
 @pytest.mark.parametrize("is_vector", [False, True])
 def test_readings_of_a_network_are_what_they_say(is_vector: bool) -> None:
     """Computed once more in plain torch, in float64, from what was kept by the way."""
