@@ -98,11 +98,6 @@ class ParameterVector:
         names = self.names if self._is_part else None
         return partial(ParameterVector, only=names), (self.module,)
 
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The parameters of the module that live in theta, in its order."""
-        return [*self._parameters]
-
     def split(self, flat: Tensor) -> list[Tensor]:
         """Return the parts of a vector of shape (n,), views in the parameters' shapes.
 
