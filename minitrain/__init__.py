@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from minitrain.descent import descend as descend
     from minitrain.evaluation import evaluate as evaluate
     from minitrain.evaluation import predict as predict
+    from minitrain.experiment.data import Data as Data
     from minitrain.experiment.runner import load as load
     from minitrain.gradients import check_gradient as check_gradient
     from minitrain.gradients import directional_derivative as directional_derivative
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Batches": "batches",
     "Board": "runs.board",
+    "Data": "experiment.data",
     "DatasetBatches": "loading",
     "ParameterVector": "vector",
     "SGD": "sgd",
@@ -73,4 +75,4 @@ if not TYPE_CHECKING:  # whose readers know the names above, and no others
     __all__ = sorted(_HOMES)
     __getattr__, __dir__ = lazily(__name__, _HOMES)
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

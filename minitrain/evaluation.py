@@ -1,4 +1,4 @@
-"""How good a model is: its loss, its accuracy, and what it confuses."""
+"""How good a model is: its loss, and what else is measured of its predictions."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minitrain.batches import Batch, Epochs, epoch_of, size_of
+from minitrain.checks import check_loss
 from minitrain.samples import Samples, count, join, move, part
 
 Metrics = Callable[[Any, Any], Mapping[str, Tensor]]
@@ -58,7 +59,9 @@ def evaluate(
             inputs, targets = move(batch, device)
             outputs = model(inputs)
             num_samples += size
-            losses.append(loss_fn(outputs, targets).double() * size)
+            loss = loss_fn(outputs, targets)
+            check_loss(loss)
+            losses.append(loss.double().reshape(()) * size)
             for name, values in (metrics or accuracy)(outputs, targets).items():
                 sums.setdefault(name, []).append(_sum(name, values, size))
     if not losses:
@@ -141,23 +144,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
-    """Count how often each class was taken for each.
-
-    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
-    >>> confusion_matrix(logits, torch.tensor([0, 1, 1])).tolist()
-    [[1, 0], [1, 1]]
-
-    Args:
-        logits: Shape (N, classes).
-        targets: Class numbers, shape (N,).
-
-    Returns:
-        Counts [target, predicted], shape (classes, classes).
-    """
-    num_classes = logits.shape[1]
-    pairs = targets * num_classes + logits.argmax(dim=1)
-    counts = torch.bincount(pairs, minlength=num_classes**2)
-    return counts.view(num_classes, num_classes)

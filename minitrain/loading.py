@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -87,8 +87,12 @@ class DatasetBatches:
 
     def first(self, num: int) -> Batch:
         """Return the first samples, in the order of the data set, made here."""
+        return self.choose(range(min(num, self.num_samples)))
+
+    def choose(self, indices: Iterable[int]) -> Batch:
+        """Return the samples with these numbers as one batch, made here."""
         drawing = _Drawing(self.dataset, self.seed)
-        return collate([drawing[0, i] for i in range(min(num, self.num_samples))])
+        return collate([drawing[0, index] for index in indices])
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,10 @@ SIGNAL_SHARE = "noise/signal_share"
 
 # What the loop and the tests measure.
 
+LOSS = "loss"
+"""Of `train`, `validation` and `test`, with `_average` for the averaged weights."""
 TRAIN_LOSS = "loss/train"
+VALIDATION_LOSS = "loss/validation"
 TEST_LOSS = "loss/test"
 TEST_ACCURACY = "accuracy/test"
 LR = "lr"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from minitrain.experiment.builtin import FastCNN
+from minitrain.experiment.fast_cnn import FastCNN
 from minitrain.models import CNN, MLP, SoftmaxRegression
 
 MODELS = {

@@ -45,6 +45,8 @@ class Explain(Settings):
     """Learning rate; by default that of `descend`."""
     momentum: Annotated[float, Field(ge=0), of_function(metavar="M")] = 0.0
     """Fraction of the momentum buffer kept at each step."""
+    trust_code: bool = False
+    """Replay by the code that the run keeps in its folder `source`."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -92,7 +94,13 @@ def explain_run(asked: Explain, folder: Path) -> int:
     """Replay a run to the step, work it out for one weight; return the exit code."""
     from minitrain.explain.replay import replay
 
-    seen = replay(folder, asked.step, asked.parameter, asked.index)
+    seen = replay(
+        folder,
+        asked.step,
+        asked.parameter,
+        asked.index,
+        trust_code=asked.trust_code,
+    )
     where = ", ".join(map(str, asked.index))
     print(
         f"Step {asked.step} of {seen.num_steps} in {folder}, for one weight:\n"

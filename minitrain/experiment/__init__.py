@@ -1,8 +1,10 @@
 """An experiment from its settings to its summary.
 
-Start with `settings`, which says what can be set. `reading` takes settings from the
-command line and from TOML, `build` makes the parts of a run from them, `runner` trains,
-and `report` tells. `builtin` has the data sets and models that come with minitrain.
+Start with `builtin`, an experiment like anybody's. `definition` says what its file
+may define, and `source` loads it; `signature` makes settings of its arguments, beside
+those of `settings` that every run has, and `reading` takes their values from the
+command line and from TOML. `build` makes the `parts` of a run from them, `runner`
+trains, and `journal` notes what happens.
 
 This room is the only one below `explain` that knows settings; it imports all wings.
 """
@@ -12,11 +14,12 @@ from typing import TYPE_CHECKING
 from minitrain._lazy import lazily
 
 if TYPE_CHECKING:
+    from minitrain.experiment.data import Data as Data
     from minitrain.experiment.runner import load as load
     from minitrain.experiment.runner import run as run
     from minitrain.experiment.settings import Config as Config
 
-_HOMES = {"Config": "settings", "load": "runner", "run": "runner"}
+_HOMES = {"Config": "configuring", "Data": "data", "load": "runner", "run": "runner"}
 
 if not TYPE_CHECKING:  # whose readers know the names above, and no others
     __all__ = sorted(_HOMES)

@@ -1,148 +1,46 @@
 """A run, made from its settings: its data, model, optimizer and instruments."""
 
-import dataclasses
 import functools
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import random
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim import Optimizer
 
+from minitrain import evaluation
+from minitrain.averaging import WeightAverage
 from minitrain.batches import Batches
-from minitrain.datasets.dataset import Dataset
-from minitrain.experiment.builtin import (
-    build_model,
-    check_batches,
-    default_threads,
-    load_data,
+from minitrain.evaluation import Metrics
+from minitrain.experiment import source
+from minitrain.experiment.data import (
+    Data,
+    batches_of,
+    check_data,
+    hold_out,
+    num_samples_of,
 )
-from minitrain.experiment.reading import flatten, free_keys, from_toml
+from minitrain.experiment.definition import Definition, definition_of
+from minitrain.experiment.machine import Multiplications, find_device, set_threads
+from minitrain.experiment.objective import Loss, usual_loss
+from minitrain.experiment.parts import Run, count_steps
 from minitrain.experiment.settings import Config
-from minitrain.experiment.state import check_vectors, load_weights
-from minitrain.fingerprint import fingerprint
-from minitrain.instruments.cadence import Cadence
 from minitrain.instruments.findings import Findings
 from minitrain.instruments.panel import Panel
-from minitrain.randomness import RandomStates
-from minitrain.runs.checkpoint import Checkpoint
-from minitrain.runs.resume import Change, changes
-from minitrain.runs.saver import Stateful
-from minitrain.runs.summary import Summary, installed_versions
-from minitrain.schedules import SCHEDULES, warmup
+from minitrain.loading import DatasetBatches
+from minitrain.randomness import undisturbed
 from minitrain.sgd import SGD
-from minitrain.system.errors import CheckpointError, SettingsError
-from minitrain.training import Step, train
+from minitrain.system.errors import DataError, MinitrainError, SettingsError
 from minitrain.vector import ParameterVector
 
-DATA = "data.sha256"
-"""Stands among the settings for the content of the data, which is part of a run too."""
+T = TypeVar("T")
 
-THREADS_PER_CORE = 16
-"""With more than these a machine does nothing but change between them."""
+TEST_BATCH_SIZE = 1000
+"""At most as many samples are evaluated at a time."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """All that settings and data determine of a run, before its first step."""
-
-    config: Config
-    """The settings, with what is used in the place of automatic choices."""
-    dataset: Dataset
-    data_sha256: str
-    """SHA-256 over the tensors of the data set."""
-    batches: Batches
-    test_batches: Batches
-    model: nn.Module
-    loss_fn: Callable[[Tensor, Tensor], Tensor]
-    optimizer: SGD
-    panel: Panel | None
-    findings: Findings
-
-    @property
-    def name(self) -> str:
-        """What its folder is called, if by no other name."""
-        config = self.config
-        return f"{config.data.name}-{config.model.name}-seed{config.seed}"
-
-    @property
-    def num_steps(self) -> int:
-        """The updates of the whole run."""
-        return count_steps(self.config, self.batches)
-
-    def fingerprint(self) -> str:
-        """Return the SHA-256 over all parameters and the optimizer's state."""
-        return fingerprint(self.model.state_dict(), self.optimizer.state_dict())
-
-    def new_summary(self) -> Summary:
-        """Return the summary of a run that has made no step."""
-        name, seed = self.config.data.name, self.config.seed
-        return Summary(dataset=name, seed=seed, data_sha256=self.data_sha256)
-
-    @property
-    def state(self) -> dict[str, Stateful]:
-        """What a checkpoint has to hold besides settings and summary."""
-        named = {
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "panel": self.panel,
-            "findings": self.findings,
-            "random": RandomStates(self.batches.inputs.device),
-        }
-        return {name: part for name, part in named.items() if part is not None}
-
-    def changes_since(self, found: Checkpoint) -> list[Change]:
-        """Return what differs from the run as it was when a checkpoint was saved."""
-        summary, versions = found.state["summary"], installed_versions()
-        before = flatten(from_toml(found.state["settings"]))
-        now = flatten(self.config)
-        free = free_keys(before, now) | versions.keys()
-        before |= {DATA: summary.get("data_sha256"), **summary["versions"]}
-        return changes(before, now | {DATA: self.data_sha256, **versions}, free)
-
-    def with_config(self, config: Config) -> "Run":
-        """Return the same run with other settings, of those that it is not made of."""
-        return dataclasses.replace(self, config=config)
-
-    def restore(self, found: Checkpoint) -> None:
-        """Continue from a checkpoint, with the options of the settings.
-
-        Raises:
-            CheckpointError: Its state does not fit the parts.
-        """
-        try:
-            load_weights(self.model, found.state["model"])
-            if "panel" in found.state:
-                groups = self.optimizer.param_groups
-                parameters = [p for group in groups for p in group["params"]]
-                check_vectors(found.state["panel"], parameters)
-            for name, part in self.state.items():
-                if name != "model" and name in found.state:  # a panel may be new
-                    part.load_state_dict(found.state[name])
-        except (RuntimeError, ValueError, TypeError, LookupError) as error:
-            raise CheckpointError(
-                f"{found.path} does not fit the model that the settings describe"
-            ) from error
-        for group in self.optimizer.param_groups:  # lr stays: the schedule sets it
-            group.update(self.config.optimizer.model_dump(exclude={"lr"}))
-
-    def train(self, start: int = 0) -> Iterator[Step]:
-        """Yield the steps after the first `start` ones, whose state was restored."""
-        config = self.config
-        return train(
-            self.model,
-            self.optimizer,
-            self.batches,
-            self.loss_fn,
-            epochs=config.epochs,
-            lr=learning_rate(config, self.num_steps),
-            clip_norm=config.clip_norm,
-            accumulate=config.accumulate,
-            autocast=autocast_of(config),
-            measure_every=config.log.every,
-            start=start,
-            watcher=self.panel,
-        )
+IGNORED = -100
+"""The target that cross-entropy leaves out."""
 
 
 def build(config: Config) -> Run:
@@ -152,139 +50,246 @@ def build(config: Config) -> Run:
 
     Raises:
         DataError: The data cannot be had.
-        SettingsError: The device is not available, the threads are too many, or the
-            size of a batch is impossible for data or model.
+        SettingsError: The device is not available, the threads are too many, the size
+            of a batch is impossible for data or model, or the experiment's functions
+            do not belong together.
     """
-    device = _device(config.device)
-    dataset = load_data(config.data.name, config.data.root)
-    batches, test_batches = _batches(config, dataset, device)
-    _set_threads(config)
-    torch.manual_seed(config.seed)
-    model = build_model(config.model).to(device)
-    optimizer = SGD(ParameterVector(model), **config.optimizer.model_dump())
+    definition, device = definition_of(config), find_device(config.device)
+    seed_all(config.seed)
+    data = read_data(config, definition)
+    if config.data.validation:
+        data = hold_out(data, config.data.validation, config.seed)
+    _check_batch_size(config, data)
+    batches = batches_of(
+        data.train,
+        config.data.batch_size,
+        device,
+        seed=config.seed,
+        workers=config.data.workers,
+    )
+    seed_all(config.seed)
+    model = build_model(config, definition).to(device)
+    loss_fn = _loss_of(config, definition)
+    metrics = definition.metrics or evaluation.accuracy
+    number = _try_out(definition, model, batches, loss_fn, metrics)
+    set_threads(config, number * config.data.batch_size)
+    _check_normalization(config, model, data.num_samples)
+    optimizer = build_optimizer(config, definition, model)
     return Run(
-        config=_resolved(config, dataset.name, device),
-        dataset=dataset,
-        data_sha256=fingerprint({"train": dataset.train, "test": dataset.test}),
+        config=_resolved(config, data, device),
+        definition=definition,
+        data=data,
+        data_sha256=data.sha256(),
+        source_sha256=source.sha256(definition.source),
+        device=device,
         batches=batches,
-        test_batches=test_batches,
+        valid_batches=data.valid and _for_evaluation(config, data.valid, device),
+        test_batches=_for_evaluation(config, data.test, device),
         model=model,
-        loss_fn=functools.partial(
-            nn.functional.cross_entropy, label_smoothing=config.loss.label_smoothing
-        ),
+        loss_fn=loss_fn,
+        metrics=metrics,
         optimizer=optimizer,
+        largest_lr=float(optimizer.param_groups[0]["lr"]),
+        average=WeightAverage(model, config.ema) if config.ema else None,
         panel=Panel(model, optimizer) if config.instruments.budget else None,
         findings=Findings(
             num_steps=count_steps(config, batches),
             batch_size=config.data.batch_size * config.accumulate,
-            num_classes=len(dataset.classes),
+            num_classes=len(data.classes or ()),
             clip_norm=config.clip_norm,
         ),
     )
 
 
-def with_cadence(run: Run) -> Run:
-    """Give the panel its cadence, measured now where the settings leave it open.
+def seed_all(seed: int) -> None:
+    """Set every generator that an experiment may draw from."""
+    import numpy
 
-    Returns:
-        The run with the cadence in its settings, so that it is kept when it resumes.
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+
+
+def read_data(config: Config, definition: Definition) -> Data:
+    """Return what the experiment's `data` gives.
+
+    Raises:
+        DataError: It fails, or gives something else.
     """
-    config, panel = run.config, run.panel
-    if panel is None:
-        return run
-    settings = config.instruments
-    given = {kind: getattr(settings, kind) for kind in Cadence._fields}
-    if None in given.values():
-        inputs, targets = next(iter(run.batches.epoch(1)))
-        measured = panel.fit(
-            lambda: run.loss_fn(run.model(inputs), targets),
-            len(targets),
-            settings.budget,
-            unit=config.log.every,
-            autocast=autocast_of(config),
+    options = _options(config.data, "batch_size", "validation", "workers")
+    place = str(definition.path or "the built-in experiment")
+    data = _call(definition.data, DataError, **options)
+    return check_data(data, place)
+
+
+def build_model(config: Config, definition: Definition) -> nn.Module:
+    """Return the experiment's model, with weights drawn from the present random state.
+
+    Raises:
+        SettingsError: It cannot be made.
+    """
+    model = _call(definition.model, SettingsError, **_options(config.model))
+    if not isinstance(model, nn.Module):
+        raise SettingsError(
+            f"model(...) returned {type(model).__name__}: it must return a "
+            "torch.nn.Module"
         )
-        given = {
-            kind: getattr(measured, kind) if n is None else n
-            for kind, n in given.items()
-        }
-    panel.cadence = Cadence(**given)
-    settings = settings.model_copy(update=given)
-    return run.with_config(config.model_copy(update={"instruments": settings}))
+    return model
 
 
-def count_steps(config: Config, batches: Batches) -> int:
-    """Return the updates of the whole run: a window of batches, to the last, is one."""
-    return config.epochs * -(-len(batches) // config.accumulate)
+def build_optimizer(
+    config: Config, definition: Definition, model: nn.Module
+) -> Optimizer:
+    """Return the optimizer: SGD over a `ParameterVector`, or the experiment's own.
 
-
-def learning_rate(config: Config, num_steps: int) -> Callable[[int], float]:
-    """Return the learning rate as a function of the number of completed updates."""
-    schedule = SCHEDULES[config.schedule.name]
-
-    def lr(step: int) -> float:
-        factor = schedule(step, num_steps) * warmup(step, config.schedule.warmup)
-        return config.optimizer.lr * factor
-
-    return lr
-
-
-def autocast_of(config: Config) -> torch.dtype | None:
-    """Return the dtype of the forward pass, where it is not that of the parameters."""
-    return torch.bfloat16 if config.precision == "bfloat16" else None
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
+    Raises:
+        SettingsError: It cannot be made.
+    """
+    if definition.optimizer is not None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        options = _options(config.optimizer)
+        return _call(definition.optimizer, SettingsError, parameters, **options)
+    options = _options(config.optimizer, "decay")
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingsError(
-            f"device = {name!r}: not available here: {reason}"
-        ) from None
+        if config.optimizer.decay == "all":
+            return SGD(ParameterVector(model), **options)
+        return SGD(_groups(model), **options)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise SettingsError(f"the model cannot be trained: {error}") from error
 
 
-def _set_threads(config: Config) -> None:
-    most = THREADS_PER_CORE * (os.cpu_count() or 1)
-    threads = config.threads or default_threads(config.model)
-    if threads is not None and threads > most:
-        raise SettingsError(
-            f"threads = {threads}: must be at most {most} here, {THREADS_PER_CORE} for "
-            "each core"
-        )
-    if threads is not None:
-        torch.set_num_threads(threads)
+def _groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Return the matrices, and without weight decay all else."""
+    groups: list[dict[str, Any]] = []
+    names = {n: p.dim() > 1 for n, p in model.named_parameters() if p.requires_grad}
+    for is_matrix in (True, False):
+        chosen = [name for name, it_is in names.items() if it_is == is_matrix]
+        if chosen:
+            groups.append({"params": ParameterVector(model, only=chosen)})
+            if not is_matrix:
+                groups[-1]["weight_decay"] = 0.0
+    return groups
 
 
-def _batches(
-    config: Config, dataset: Dataset, device: torch.device
-) -> tuple[Batches, Batches]:
-    """Return the batches to train on, and those to test on."""
-    num_samples, size = len(dataset.train.labels), config.data.batch_size
+def _options(section: Any, *others: str) -> dict[str, Any]:
+    """Return the settings of a section that a function takes."""
+    return {name: value for name, value in section if name not in others}
+
+
+def _call(
+    function: Callable[..., T], kind: type[MinitrainError], *given: Any, **options: Any
+) -> T:
+    """Call a function of the experiment.
+
+    Raises:
+        MinitrainError: It failed; the message says where.
+    """
+    try:
+        return function(*given, **options)
+    except (MinitrainError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if function.__module__.startswith("minitrain."):
+            raise  # ours: what fails there is no mistake of the user's
+        what = source.what_failed(error)
+        raise kind(f"{function.__name__}(...) failed: {what}") from error
+
+
+def _loss_of(config: Config, definition: Definition) -> Loss:
+    if definition.loss is None:
+        return usual_loss
+    return functools.partial(definition.loss, **_options(config.loss))
+
+
+def _for_evaluation(
+    config: Config, samples: Any, device: torch.device
+) -> Batches | DatasetBatches:
+    size = min(TEST_BATCH_SIZE, num_samples_of(samples))
+    return batches_of(samples, size, device, workers=config.data.workers)
+
+
+def _check_batch_size(config: Config, data: Data) -> None:
+    size, num_samples = config.data.batch_size, data.num_samples
     if size > num_samples:
         raise SettingsError(
             f"data.batch-size = {size}: must be at most the number of samples to train "
             f"on, {num_samples}"
         )
-    check_batches(config.model, num_samples, size)
-    train_inputs, test_inputs = (
-        dataset.inputs(examples, device) for examples in (dataset.train, dataset.test)
-    )
-    test_labels = dataset.test.labels.to(device)
-    return (
-        Batches(train_inputs, dataset.train.labels.to(device), size, seed=config.seed),
-        Batches(test_inputs, test_labels, min(1000, len(test_inputs))),
-    )
 
 
-def _resolved(config: Config, dataset: str, device: torch.device) -> Config:
+def _check_normalization(config: Config, model: nn.Module, num_samples: int) -> None:
+    """Make sure that a model that normalizes over a batch sees two samples at least."""
+    size = config.data.batch_size
+    kinds = [type(m).__name__ for m in model.modules() if "BatchNorm" in str(type(m))]
+    if kinds and 1 in (size, num_samples % size):
+        raise SettingsError(
+            f"data.batch-size = {size}: the last batch of {num_samples} samples has a "
+            f"single one, and {kinds[0]} normalizes over a batch: it needs two"
+        )
+
+
+def _resolved(config: Config, data: Data, device: torch.device) -> Config:
     """Return the settings with what is used in the place of automatic choices."""
-    return config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"name": dataset}),
-            "device": str(device),
-            "threads": torch.get_num_threads(),
-        }
-    )
+    update: dict[str, Any] = {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    if data.name and "name" in type(config.data).model_fields:
+        update["data"] = config.data.model_copy(update={"name": data.name})
+    return config.model_copy(update=update)
+
+
+def _try_out(
+    definition: Definition,
+    model: nn.Module,
+    batches: Batches | DatasetBatches,
+    loss_fn: Loss,
+    metrics: Metrics,
+) -> float:
+    """Evaluate two samples; return the multiplications in the forward pass of one.
+
+    Nothing of it stays but the shapes of a lazy model.
+
+    Raises:
+        SettingsError: The experiment's functions do not fit the data, or each other.
+        DataError: A target is the number of no class.
+    """
+    if not any(True for _ in model.parameters()):
+        raise SettingsError("the model has no parameters: there is nothing to train")
+    try:
+        batch = batches.first(2)
+        device = next(model.parameters()).device
+        with undisturbed(model, device), Multiplications(model) as counted:
+            evaluation.evaluate(model, [batch], loss_fn, metrics)
+            if loss_fn is usual_loss:
+                _check_classes(evaluation.predict(model, batch[0]), batches)
+    except (MinitrainError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if definition.path is None:
+            raise
+        raise SettingsError(
+            f"the first two samples cannot go through model, loss and metrics: "
+            f"{source.what_failed(error)}"
+        ) from error
+    return counted.number / min(2, batches.num_samples)
+
+
+def _check_classes(outputs: Any, batches: Batches | DatasetBatches) -> None:
+    """Make sure that targets in memory are numbers of the model's classes.
+
+    Raises:
+        DataError: One is not.
+    """
+    targets = batches.targets if isinstance(batches, Batches) else None
+    if not isinstance(targets, torch.Tensor) or targets.is_floating_point():
+        return
+    num_classes = outputs.shape[1]
+    is_wrong = ((targets < 0) & (targets != IGNORED)) | (targets >= num_classes)
+    if is_wrong.any():
+        place = is_wrong.flatten(1).any(1) if targets.dim() > 1 else is_wrong
+        sample = int(place.nonzero()[0])
+        raise DataError(
+            f"the target of training sample {sample} is {targets[sample].tolist()}: "
+            f"the model tells the classes 0 to {num_classes - 1} apart"
+        )

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minitrain import tags
+from minitrain.experiment.parts import Run
 from minitrain.experiment.reading import flatten, to_toml
 from minitrain.experiment.report import tell
 from minitrain.experiment.settings import Config
-from minitrain.instruments.findings import Findings
 from minitrain.rule import Rule, equation
 from minitrain.runs.board import Board
 from minitrain.runs.summary import Summary
@@ -17,20 +17,15 @@ from minitrain.training import NotFiniteError
 
 @contextmanager
 def dashboard(
-    config: Config,
-    folder: Path,
-    start: int | None,
-    summary: Summary,
-    findings: Findings,
+    run: Run, folder: Path, start: int | None, summary: Summary
 ) -> Iterator[Board]:
     """Open the board of a run, with what is known at the start and at the end.
 
     Args:
-        config: The settings.
+        run: Its settings, and its findings, which take in a step that is not finite.
         folder: The run directory.
         start: The step after which the run is continued; None where it begins.
         summary: The summary of the run, for the findings at the end.
-        findings: Takes in a step that is not finite.
 
     Yields:
         The board, to log to.
@@ -40,30 +35,38 @@ def dashboard(
     owner = f".{summary.run_id}"
     with Board(folder, resume_after=start or -1, owner=owner) as board:
         if not start:
-            _begin(board, config, folder.name)
+            _begin(board, run, folder.name)
         board.flush()
         succeeded = False
         try:
             yield board
             succeeded = True
         except NotFiniteError as error:
-            tell(summary, findings.note_failure(error.step, f"{error}."))
+            tell(summary, run.findings.note_failure(error.step, f"{error}."))
             raise
         finally:
             board.text(tags.FINDINGS, _markdown(summary))
             board.end_hparams(succeeded)
 
 
-def _begin(board: Board, config: Config, run: str) -> None:
+def _begin(board: Board, run: Run, name: str) -> None:
     """Show what is known at the start."""
+    config = run.config
     board.layout(tags.CHARTS)
-    board.text(tags.DATA, f"Trained on **{config.data.name}**.")
+    board.text(tags.DATA, f"Trained on **{run.dataset}**.")
     board.text(tags.SETTINGS, f"```\n{to_toml(config)}```")
-    rule = Rule(clip_norm=config.clip_norm, **config.optimizer.model_dump())
-    text = equation(rule, is_largest_lr=config.schedule.name != "constant")
-    board.text(tags.EQUATION, f"```\n{text}\n```")
+    board.text(tags.EQUATION, f"```\n{_equation(run)}\n```")
     metrics = [tags.TEST_ACCURACY, tags.TEST_LOSS]
-    board.start_hparams(run, _hparams(config), metrics)
+    board.start_hparams(name, _hparams(config), metrics)
+
+
+def _equation(run: Run) -> str:
+    """Return the update rule with its numbers, where it is SGD's."""
+    if run.definition.optimizer is not None:
+        return f"The experiment's own optimizer: {type(run.optimizer).__name__}"
+    options = run.config.optimizer.model_dump(exclude={"decay"})
+    rule = Rule(clip_norm=run.config.clip_norm, **options)
+    return equation(rule, is_largest_lr=run.config.schedule.name != "constant")
 
 
 def _markdown(summary: Summary) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from minitrain.instruments.findings import Finding
 from minitrain.runs.summary import Summary
@@ -32,22 +33,55 @@ def progress(step: Step, summary: Summary) -> dict[str, str]:
     return shown
 
 
-def epoch_line(step: Step, summary: Summary, epochs: int, seconds: float) -> str:
-    """Return the line that an epoch ends with."""
+class EpochLine(NamedTuple):
+    """What an epoch was."""
+
+    epoch: int
+    epochs: int
+    step: int
+    seconds: float
+
+
+def epoch_line(made: EpochLine, loss: float, summary: Summary) -> str:
+    """Return the line that an epoch ends with.
+
+    Args:
+        made: The epoch.
+        loss: The mean training loss over its samples.
+        summary: Holds the evaluation after it.
+    """
+    part, found, metrics = "test", summary.test_loss, summary.test_metrics
+    if summary.validation_loss is not None:
+        part, found = "validation", summary.validation_loss
+        metrics = summary.validation_metrics
+    told = [f"loss/train {loss:.4f}", f"loss/{part} {found:.4f}"]
+    told += [f"{name}/{part} {shown(name, value)}" for name, value in metrics.items()]
     return (
-        f"epoch {step.epoch}/{epochs}  step {step.number}  "
-        f"loss/train {step.loss:.4f}  loss/test {summary.test_loss:.4f}  "
-        f"accuracy/test {summary.test_accuracy:.2%}  {seconds:.1f} s"
+        f"epoch {made.epoch}/{made.epochs}  step {made.step}  {'  '.join(told)}  "
+        f"{made.seconds:.1f} s"
     )
+
+
+def shown(name: str, value: float) -> str:
+    """Return a metric as people read it: an accuracy in per cent."""
+    return f"{value:.2%}" if "accuracy" in name else f"{value:.4g}"
 
 
 def result(summary: Summary, folder: Path) -> str:
     """Return the lines that a run ends with."""
-    findings = [f"found {found['kind']}\n" for found in summary.findings]
-    return "".join(findings) + (
-        f"{summary.dataset}: test accuracy {summary.test_accuracy:.2%}, test loss "
-        f"{summary.test_loss:.4f} after {summary.steps} steps\n"
+    lines = [f"found {found['kind']}" for found in summary.findings]
+    if summary.is_stopped_early:
+        lines.append(
+            f"stopped early: the lowest validation loss, {summary.best_loss:.4f}, was "
+            f"that of epoch {summary.best_epoch}"
+        )
+    metrics = [f"test {n} {shown(n, x)}" for n, x in summary.test_metrics.items()]
+    told = ", ".join([*metrics, f"test loss {summary.test_loss:.4f}"])
+    lines.append(f"{summary.dataset}: {told} after {summary.steps} steps")
+    lines.append(
         f"trained for {summary.train_seconds:.1f} s of {summary.total_seconds:.1f} s; "
-        f"fingerprint {summary.fingerprint[:16]}\n"
-        f"run directory {folder}; to look at it: tensorboard --logdir {folder.parent}"
+        f"fingerprint {summary.fingerprint[:16]}"
     )
+    look = f"tensorboard --logdir {folder.parent}"
+    lines.append(f"run directory {folder}; to look at it: {look}")
+    return "\n".join(lines)

@@ -1,5 +1,6 @@
 """One experiment from its settings to its summary."""
 
+import copy
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -8,14 +9,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from minitrain.evaluation import evaluate
-from minitrain.experiment.build import Run, build, with_cadence
-from minitrain.experiment.builtin import build_model
+from minitrain.experiment import source
+from minitrain.experiment.build import build, build_model
 from minitrain.experiment.dashboard import dashboard
 from minitrain.experiment.journal import Journal
-from minitrain.experiment.reading import from_toml, to_toml
+from minitrain.experiment.parts import SOURCE, Run, with_cadence
+from minitrain.experiment.reading import definition_in, from_toml, to_toml
 from minitrain.experiment.report import result
 from minitrain.experiment.settings import Config
 from minitrain.experiment.state import check_state, load_weights
@@ -76,9 +77,10 @@ def run(
         clear(folder)
         start, summary = None, built.new_summary()
         if config.resume and (found := find_newest(folder)):
-            built, start = _resume(built, found, summary), found.step
+            built, start = _resume(built, found, folder, summary), found.step
             finished = finished_summary(folder)
-            if finished is not None and start == finished.steps == built.num_steps:
+            is_whole = start == built.num_steps or is_over(built.config, summary)
+            if finished is not None and start == finished.steps and is_whole:
                 say(f"{folder} is finished: nothing is left to do")
                 return finished
         built = with_cadence(built)
@@ -88,15 +90,15 @@ def run(
     return summary
 
 
-def _resume(built: Run, found: Checkpoint, summary: Summary) -> Run:
+def _resume(built: Run, found: Checkpoint, folder: Path, summary: Summary) -> Run:
     """Continue from a checkpoint; return the run with the cadence measured before.
 
     Raises:
         CheckpointError: The checkpoint is not one of a run, or does not fit the model.
         SettingsError: Settings that change the result differ, and may not.
     """
-    check_state(found)
-    config, old = built.config, from_toml(found.state["settings"])
+    check_state(found, built.definition)
+    config, old = built.config, from_toml(found.state["settings"], built.definition)
     if found.step > built.num_steps:
         raise SettingsError(
             f"epochs = {config.epochs}: they end after step {built.num_steps}, and the "
@@ -110,9 +112,13 @@ def _resume(built: Run, found: Checkpoint, summary: Summary) -> Run:
     instruments = config.instruments.model_copy(update=kept)
     built = built.with_config(config.model_copy(update={"instruments": instruments}))
     changed = built.changes_since(found)
+    if any(change.key == SOURCE for change in changed):
+        now = built.definition.source
+        say(source.difference(source.kept(folder, now), now).rstrip())
     check_changes(changed, config.allow_changes)
     restore(found, built.restore, summary, changed)
     summary.data_sha256 = built.data_sha256
+    summary.source_sha256 = built.source_sha256
     return built
 
 
@@ -120,8 +126,9 @@ def _train(
     built: Run, folder: Path, start: int | None, summary: Summary, stop: Stop
 ) -> None:
     """Make the steps of a run after step `start`, None at its beginning, and save."""
-    config, name = built.config, built.dataset.name
+    config = built.config
     settings = to_toml(config)
+    source.keep(built.definition.source, folder)
     with replacing(folder / "config.toml") as file:
         file.write(settings.encode())
     saver = Saver(
@@ -134,30 +141,87 @@ def _train(
     )
     if start is None:
         saver.save(must_succeed=True)
-    with (
-        dashboard(config, folder, start, summary, built.findings) as board,
-        tqdm(total=built.num_steps, desc=name, unit="step", disable=None) as bar,
-        _naming(saver),
-    ):
+    bar = tqdm(total=built.num_steps, desc=built.dataset, unit="step", disable=None)
+    with dashboard(built, folder, start, summary) as board, bar, _naming(saver):
         journal = Journal(built, summary, board, bar)
         if not start:
             journal.note_inputs()
-        for step, seconds in _timed(built.train(start or 0), built.model):
-            journal.note_step(step, seconds)
-            if step.ends_epoch:
-                board.flush()
-                test = evaluate(built.model, built.test_batches, built.loss_fn)
-                journal.note_epoch(step, test)
-            is_due = step.number % config.checkpoint.every == 0
-            if is_due or step.ends_epoch or stop.received:
-                board.sync()
-                is_last = step.number == built.num_steps or bool(stop.received)
-                saver.save(must_succeed=is_last)
-            if stop.received:
-                raise Stopped(stop.received)
+        if not is_over(config, summary):
+            _make_steps(built, start or 0, journal, saver, stop)
         stop.answer = "all is saved; finishing"
-        _check_end(summary)
+        _conclude(built, folder, journal)
+
+
+def _make_steps(
+    built: Run, start: int, journal: Journal, saver: Saver, stop: Stop
+) -> None:
+    """Make the steps after step `start`, note them, and save what is due."""
+    config, summary = built.config, journal.summary
+    for step, seconds in _timed(built.train(start), built.device):
+        if built.average is not None:
+            built.average.update()
+        journal.note_step(step, seconds)
+        if step.ends_epoch:
+            journal.board.flush()
+            journal.note_epoch(step)
+        is_last = step.number == built.num_steps
+        ends_early = step.ends_epoch and not is_last and is_over(config, summary)
+        summary.is_stopped_early = ends_early
+        is_due = step.number % config.checkpoint.every == 0
+        if is_due or step.ends_epoch or stop.received:
+            journal.board.sync()
+            saver.save(must_succeed=is_last or ends_early or bool(stop.received))
+        if stop.received:
+            raise Stopped(stop.received)
+        if ends_early:
+            return
+
+
+def is_over(config: Config, summary: Summary) -> bool:
+    """Return whether the validation loss has not fallen for as long as it may."""
+    patience = config.stop.patience
+    has_waited = summary.epochs - summary.best_epoch
+    return patience > 0 and summary.best_loss is not None and has_waited >= patience
+
+
+def _conclude(built: Run, folder: Path, journal: Journal) -> None:
+    """Test what a validation set has chosen, and show the pictures.
+
+    Raises:
+        DivergedError: There is no model: what the last update did shows here alone.
+    """
+    summary = journal.summary
+    if built.valid_batches is None:
+        _check_loss("test", summary.test_loss, summary)
         journal.draw()
+        return
+    _check_loss("validation", summary.validation_loss, summary)
+    with _best_weights(built, folder, summary):
+        journal.evaluate(summary.steps, "test", built.test_batches)
+        journal.draw()
+
+
+@contextmanager
+def _best_weights(built: Run, folder: Path, summary: Summary) -> Iterator[None]:
+    """Give the model the weights with the lowest validation loss, and its own back."""
+    step = summary.best_step
+    found = checkpoint.find(folder / "checkpoints", step)
+    if step == summary.steps or found is None:
+        if found is None:
+            say(f"warning: the checkpoint of step {step}, the best, is gone")
+        yield
+        return
+    own = {name: x.clone() for name, x in built.model.state_dict().items()}
+    average = built.average and copy.deepcopy(built.average.state_dict())
+    try:
+        built.model.load_state_dict(found.state["model"])
+        if built.average is not None:
+            built.average.load_state_dict(found.state["average"])
+        yield
+    finally:
+        built.model.load_state_dict(own)
+        if built.average is not None and average is not None:
+            built.average.load_state_dict(average)
 
 
 @contextmanager
@@ -170,19 +234,16 @@ def _naming(saver: Saver) -> Iterator[None]:
         raise
 
 
-def _check_end(summary: Summary) -> None:
-    """Refuse a model that is none: what the last update did shows in the test alone."""
-    if summary.test_loss is None or not math.isfinite(summary.test_loss):
+def _check_loss(part: str, loss: float | None, summary: Summary) -> None:
+    if loss is None or not math.isfinite(loss):
         raise DivergedError(
-            f"the test loss after step {summary.steps}, the last, is "
-            f"{summary.test_loss}: the training has diverged. Try a smaller "
-            "--optimizer.lr, or --clip-norm 1"
+            f"the {part} loss after step {summary.steps}, the last, is {loss}: the "
+            "training has diverged. Try a smaller --optimizer.lr, or --clip-norm 1"
         )
 
 
-def _timed(steps: Iterable[Step], model: nn.Module) -> Iterator[tuple[Step, float]]:
+def _timed(steps: Iterable[Step], device: torch.device) -> Iterator[tuple[Step, float]]:
     """Yield every step with the seconds it took, without those of the caller's work."""
-    device = next(model.parameters()).device
     start = time.perf_counter()
     for step in steps:
         if step.ends_epoch and device.type != "cpu":
@@ -191,22 +252,36 @@ def _timed(steps: Iterable[Step], model: nn.Module) -> Iterator[tuple[Step, floa
         start = time.perf_counter()
 
 
-def load(run_dir: Path | str) -> nn.Module:
-    """Return the trained model of a run, from its newest intact checkpoint.
+def load(run_dir: Path | str, *, trust_code: bool = False) -> nn.Module:
+    """Return the trained model of a run: the best one, or else the newest.
 
-    It is ready to predict, and takes inputs as in training.
+    The best one has the lowest validation loss; a run without a validation set has
+    none. With `--ema` the weights are the averaged ones. The model is ready to predict,
+    and takes inputs as in training.
+
+    Args:
+        run_dir: The run directory.
+        trust_code: Whether the source of the experiment that is kept there may be
+            executed, as it must be where it is not the built-in one.
 
     Raises:
         CheckpointError: The run has no intact checkpoint.
+        SettingsError: The run has a source, and it is not trusted.
     """
     folder = Path(run_dir) / "checkpoints"
     found, _ = checkpoint.find_newest(folder)
     if found is None:
         raise CheckpointError(f"{folder} holds no checkpoint")
-    check_state(found)
-    model = build_model(from_toml(found.state["settings"]).model)
+    summary, text = found.state.get("summary"), found.state.get("settings")
+    best = summary.get("best_step") if isinstance(summary, dict) else None
+    if best and best != found.step:
+        found = checkpoint.find(folder, best) or found
+    definition = definition_in(Path(run_dir), str(text), trust_code)
+    check_state(found, definition)
+    config = from_toml(found.state["settings"], definition)
+    model = build_model(config, definition)
     try:
-        load_weights(model, found.state["model"])
+        load_weights(model, found.state.get("average") or found.state["model"])
     except ValueError as error:
         raise CheckpointError(f"{found.path} cannot be loaded: {error}") from None
     return model.eval()

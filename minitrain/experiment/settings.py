@@ -1,13 +1,14 @@
-"""The settings of an experiment: types, ranges, defaults, and where they come from.
+"""The settings that every run has: types, ranges and defaults.
 
-A flag on the command line overrides the experiment's TOML file, and the file overrides
-the defaults below. Nothing here imports torch: a wrong setting is told at once.
+A flag on the command line overrides the experiment's TOML file, the file overrides the
+`SETTINGS` of an experiment's Python file, and these override the defaults below.
+Nothing here imports torch: a wrong setting is told at once.
 """
 
 import re
 import unicodedata
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -33,6 +34,10 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    if TYPE_CHECKING:  # an experiment adds settings that no type checker knows
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -60,37 +65,33 @@ LARGEST = 1e6
 """Of a number in the rule: with more the first step leaves float32."""
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
-Width = Annotated[int, Field(ge=1, le=65_536)]
 PrintablePath = Annotated[Path, Field(strict=False), BeforeValidator(_printable)]
 
 
 class DataSettings(Settings, title="data"):
-    name: Literal["auto", "mnist", "fashion-mnist", "digits"] = "auto"
-    """Data set. auto: MNIST, or else `digits`, drawn here, if MNIST cannot be had."""
-    root: PrintablePath | None = None
-    """Folder of the data sets; by default $MINITRAIN_DATA, or else a cache folder."""
+    """Besides these, the keyword arguments of the experiment's `data`."""
+
     batch_size: Count = 64
     """Samples in a batch: at most those that there are to train on."""
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training samples that is held out, to choose the best model by."""
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Processes that make the samples of an indexable data set; they change no bit."""
 
 
 class ModelSettings(Settings, title="model"):
-    name: Literal["softmax", "mlp", "cnn", "fast-cnn"] = "mlp"
-    """Softmax regression, a multilayer perceptron, or a convolutional network: the
-    cnn is the most accurate, the fast-cnn nearly so in a tenth of the time."""
-    hidden: Annotated[tuple[Width, ...], Field(strict=False)] = (128,)
-    """Width of each hidden layer of the mlp."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability that a hidden unit is left out of a training step; mlp and cnn."""
+    """The keyword arguments of the experiment's `model`."""
 
 
 class LossSettings(Settings, title="loss"):
-    """The cross-entropy of softmax(logits) with the targets."""
-
-    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of each target that is spread evenly over all classes."""
+    """The keyword arguments of the experiment's `loss`."""
 
 
 class OptimizerSettings(Settings, title="optimizer"):
+    """The keyword arguments of the experiment's `optimizer`, or those of SGD."""
+
+
+class SGDSettings(OptimizerSettings, title="optimizer"):
     """theta <- theta - lr * grad L(theta), with torch.optim.SGD's options."""
 
     lr: Annotated[float, Field(gt=0, le=LARGEST)] = 0.05
@@ -103,6 +104,9 @@ class OptimizerSettings(Settings, title="optimizer"):
     """Multiple of theta added to the gradient."""
     nesterov: bool = False
     """Step along the gradient plus momentum times the buffer."""
+    decay: Literal["all", "matrices"] = "all"
+    """What weight decay pulls towards 0: matrices leaves out biases and norms, and
+    whatever else has but one dimension."""
 
     @model_validator(mode="after")
     def _nesterov_is_possible(self) -> Self:
@@ -117,16 +121,23 @@ class ScheduleSettings(Settings, title="schedule"):
     """Steps over which the learning rate first rises linearly."""
 
 
+class StopSettings(Settings, title="stop"):
+    patience: Annotated[int, Field(ge=0, le=10**9)] = 0
+    """Epochs without a new lowest validation loss after which a run ends; 0: never."""
+
+
 class LogSettings(Settings, title="log"):
     every: Count = 10
     """Steps between two points in TensorBoard; the first and last are always there."""
+    pictures: Annotated[int, Field(ge=0, le=10**9)] = 0
+    """Epochs between two drawings; 0: at the end alone."""
 
 
 class CheckpointSettings(Settings, title="checkpoint"):
     every: Count = 5000
     """Steps between two checkpoints; there is one at the end of every epoch, too."""
     keep: Annotated[int, Field(ge=2, le=10**9)] = 2
-    """How many of the newest are kept, besides the one with the best test accuracy."""
+    """How many of the newest are kept, besides the best one."""
 
 
 class InstrumentSettings(Settings, title="instruments"):
@@ -148,13 +159,18 @@ class InstrumentSettings(Settings, title="instruments"):
 
 
 class Config(Settings):
-    """Train a network by stochastic gradient descent and log how it went.
+    """The settings of a run; an experiment adds those of its own functions.
 
-    An EXPERIMENT can stand first: a TOML file with the settings below, which flags
-    override. It is given by its path, or where this has no extension and no slash, it
-    is an experiment that comes with minitrain. Without arguments a multilayer
-    perceptron is trained on MNIST.
+    A definition makes a subclass of it whose sections are whole: see
+    `minitrain.experiment.definition`.
     """
+
+    definition: ClassVar[Any] = None
+    """The experiment; None is the built-in one."""
+
+    if TYPE_CHECKING:  # sections are given as dictionaries, too
+
+        def __init__(self, **values: Any) -> None: ...
 
     run_dir: PrintablePath | None = None
     """Folder of this run; by default a fresh one under runs/."""
@@ -162,6 +178,8 @@ class Config(Settings):
     """Continue the run in run-dir from its newest intact checkpoint."""
     allow_changes: bool = False
     """Resume even where settings that change the result have changed."""
+    trust_code: bool = False
+    """Resume a run by the code that it keeps in its folder `source`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Determines the initial weights and the order of the data."""
     epochs: Count = 5
@@ -169,22 +187,26 @@ class Config(Settings):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ...; auto takes an accelerator where there is one."""
     threads: Count | None = None
-    """Threads on the CPU: by default one, or all cores for the cnn, whose steps are
-    long enough to be shared. The last bits of a result depend on them."""
+    """Threads on the CPU: by default one, or all cores where the steps are long enough
+    to be shared. The last bits of a result depend on them."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the forward pass; the parameters are float32 either way."""
     clip_norm: Annotated[float | None, Field(gt=0)] = None
     """Gradients longer than this are scaled down to it."""
     accumulate: Count = 1
     """Batches whose gradients are averaged into one step."""
+    ema: Annotated[float | None, Field(gt=0, lt=1)] = None
+    """Keep a moving average of the weights too: average <- ema * average + (1 - ema) *
+    theta after every step, such as 0.999; it is evaluated and saved beside them."""
     debug: bool = False
     """Show the traceback of an error."""
 
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
+    optimizer: OptimizerSettings = SGDSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+    stop: StopSettings = StopSettings()
     log: LogSettings = LogSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     instruments: InstrumentSettings = InstrumentSettings()
@@ -229,7 +251,8 @@ def _explain(error: ValidationError, settings: type[Settings]) -> str:
         key = ".".join(part.replace("_", "-") for part in path if part)
         context = fault.get("ctx", {})
         if fault["type"] == "extra_forbidden":
-            near = did_you_mean(key, keys(Config))
+            title = settings.model_config.get("title")
+            near = did_you_mean(key, keys(settings, f"{title}." if title else ""))
             lines.append(f"{key}: there is no such setting{near}")
         elif fault["type"] == "value_error":
             lines.append(f"{key}: {context['error']}" if key else str(context["error"]))

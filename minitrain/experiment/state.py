@@ -17,11 +17,14 @@ from pydantic import (
     InstanceOf,
     Strict,
     ValidationError,
+    ValidationInfo,
     create_model,
+    field_validator,
     model_validator,
 )
 from torch import Tensor, nn
 
+from minitrain.experiment.definition import Definition
 from minitrain.experiment.reading import from_toml
 from minitrain.runs.checkpoint import Checkpoint
 from minitrain.runs.summary import Summary
@@ -38,9 +41,10 @@ def _check_finite(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _check_settings(text: str) -> str:
+def _check_settings(text: str, info: ValidationInfo) -> str:
+    definition = info.context
     try:
-        from_toml(text)
+        from_toml(text, definition)
     except SettingsError as error:
         raise ValueError(str(error)) from None
     return text
@@ -76,9 +80,16 @@ class Buffers(State):
     momentum_buffer: Finite | None = None
 
 
-class OptimizerState(State):
+class SGDState(State):
     state: dict[int, Buffers]
-    param_groups: Annotated[list[Group], Field(min_length=1, max_length=1)]
+    param_groups: Annotated[list[Group], Field(min_length=1, max_length=2)]
+
+
+class OptimizerState(State):
+    """That of an experiment's own optimizer, which knows its form."""
+
+    state: dict[int, dict[str, Any]]
+    param_groups: Annotated[list[dict[str, Any]], Field(min_length=1)]
 
 
 class NoiseState(State):
@@ -156,11 +167,20 @@ class RunState(State):
     step: int
     settings: Annotated[str, AfterValidator(_check_settings)]
     summary: Annotated[dict[str, Any], AfterValidator(check_summary)]
-    model: dict[str, Finite]
+    model: dict[str, Any]
     optimizer: OptimizerState
+    average: dict[str, InstanceOf[Tensor]] | None = None
     panel: PanelState | None = None
     findings: FindingsState
     random: dict[str, InstanceOf[Tensor]]
+
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, model: dict[str, Any]) -> dict[str, Any]:
+        for value in model.values():
+            if isinstance(value, Tensor):
+                _check_finite(value)
+        return model
 
     @model_validator(mode="after")
     def _check_step(self) -> Self:
@@ -169,15 +189,26 @@ class RunState(State):
         return self
 
 
-def check_state(found: Checkpoint) -> None:
+class SGDRunState(RunState):
+    """The same of a run whose optimizer is ours."""
+
+    optimizer: SGDState  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+def check_state(found: Checkpoint, definition: Definition) -> None:
     """Make sure that a checkpoint is one of a run, in all of its parts.
+
+    Args:
+        found: The checkpoint.
+        definition: The experiment that the run is of.
 
     Raises:
         CheckpointError: A part is missing, or has another form, or a tensor in it has
             numbers that are not finite.
     """
     try:
-        RunState.model_validate(found.state)
+        kind = SGDRunState if definition.optimizer is None else RunState
+        kind.model_validate(found.state, context=definition)
     except ValidationError as error:
         raise CheckpointError(
             f"{found.path} is not the state of a run: {_explain(error)}. Nothing was "
@@ -202,7 +233,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """
 
     def form(state: Mapping[str, Any]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-        return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+        tensors = {n: x for n, x in state.items() if isinstance(x, Tensor)}
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
     if form(weights) != form(model.state_dict()):
         raise ValueError("the weights are those of another model")

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
-from minitrain.experiment.build import Run, build
-from minitrain.experiment.reading import read, with_values
+from minitrain.experiment.build import build
+from minitrain.experiment.definition import Definition, definition_of
+from minitrain.experiment.parts import Run
+from minitrain.experiment.reading import read_run, with_values
 from minitrain.experiment.settings import Config
 from minitrain.experiment.state import check_state, check_summary
 from minitrain.explain.look import look
@@ -47,8 +49,10 @@ class Replay(NamedTuple):
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight of a model that trains as one vector."""
+    """One weight of a model that trains as a vector, or as a few."""
 
+    group: dict[str, Any]
+    """The optimizer's group of the vector."""
     theta: Any
     """The vector, as the optimizer has it."""
     parameter: nn.Parameter
@@ -62,7 +66,12 @@ class Weight:
 
 
 def replay(
-    folder: Path, step: int, parameter: str | None, index: tuple[int, ...]
+    folder: Path,
+    step: int,
+    parameter: str | None,
+    index: tuple[int, ...],
+    *,
+    trust_code: bool = False,
 ) -> Replay:
     """Make one step of a run once more, and look at one weight.
 
@@ -75,6 +84,7 @@ def replay(
         step: The number of the step, from 1.
         parameter: The name of the parameter that holds the weight.
         index: The place of the weight in the parameter.
+        trust_code: Whether the source that the run keeps may be executed.
 
     Raises:
         SettingsError: There is no such run, step, parameter or index.
@@ -82,10 +92,18 @@ def replay(
     """
     if not (folder / "config.toml").exists():
         raise SettingsError(f"{folder} is no run directory: it holds no config.toml")
-    kept = [*_read_checkpoints(folder)]
+    last = read_run(folder, trust_code=trust_code)
+    assert last is not None
+    definition = definition_of(last)
+    if definition.optimizer is not None:
+        raise SettingsError(
+            f"the updates of {folder} are not SGD's, but those of its experiment's own "
+            "optimizer: there is no rule to work out"
+        )
+    kept = [*_read_checkpoints(folder, definition)]
     summary = _find_summary(folder, kept)
     changes = summary.get("changes", ())
-    config = _settings_at(step, read(folder / "config.toml"), changes)
+    config = _settings_at(step, last, changes)
     unwatched = config.instruments.model_copy(update={"budget": 0.0})
     parts = build(config.model_copy(update={"instruments": unwatched}))
     num_steps = summary.get("steps", 0)
@@ -93,7 +111,7 @@ def replay(
         raise SettingsError(
             f"step = {step}: the run has made the steps 1 to {num_steps}"
         )
-    weight = _find_weight(parts, parameter, index)
+    weight = find_weight(parts, parameter, index)
 
     same = next((found for found in kept if found.step == step), None)
     start = next((found for found in kept if found.step < step), None)
@@ -132,7 +150,8 @@ def _look_at_next(
         lambda p: grads.append(cast(Tensor, p.grad)[weight.index].item())
     )
     made = next(steps)
-    options = config.optimizer.model_dump(exclude={"lr"})
+    options = config.optimizer.model_dump(exclude={"lr", "decay"})
+    options["weight_decay"] = weight.group["weight_decay"]
     rule = Rule(lr=float(made.lr), clip_norm=config.clip_norm, **options)
     held = look(
         rule, before, theta.grad, old, buffer(), theta.detach(), weight.take
@@ -144,7 +163,7 @@ def _look_at_next(
     return rule, held._replace(norm=norm.item(), factor=factor.item())
 
 
-def _read_checkpoints(folder: Path) -> Iterator[Checkpoint]:
+def _read_checkpoints(folder: Path, definition: Definition) -> Iterator[Checkpoint]:
     """Yield the intact checkpoints of a run, the newest first; others stay in place.
 
     Raises:
@@ -156,7 +175,7 @@ def _read_checkpoints(folder: Path) -> Iterator[Checkpoint]:
         except (DamagedError, UnreadableError) as error:
             warn(f"{error}; passed over")
             continue
-        check_state(found)
+        check_state(found, definition)
         yield found
 
 
@@ -190,10 +209,15 @@ def _check_changes(changes: Sequence[Any], num_done: int, step: int) -> None:
         )
 
 
-def _find_weight(parts: Run, parameter: str | None, index: tuple[int, ...]) -> Weight:
+def find_weight(parts: Run, parameter: str | None, index: tuple[int, ...]) -> Weight:
     """Find a weight by the name of its parameter and its index there."""
-    theta: Any = parts.optimizer.param_groups[0]["params"][0]
-    names = theta.vector.names
+    named = {
+        name: (group, theta, place)
+        for group in parts.optimizer.param_groups
+        for theta in group["params"]
+        for place, name in enumerate(theta.vector.names)
+    }
+    names = [*named]
     if parameter is None:
         raise SettingsError(f"a run needs --parameter, one of {', '.join(names)}")
     if parameter not in names:
@@ -210,4 +234,5 @@ def _find_weight(parts: Run, parameter: str | None, index: tuple[int, ...]) -> W
             f"index = {index}: {parameter} has the shape {shape}, so its index is "
             f"{len(shape)} numbers: {ranges}"
         )
-    return Weight(theta, found, names.index(parameter), index)
+    group, theta, place = named[parameter]
+    return Weight(group, theta, found, place, index)

@@ -45,14 +45,34 @@ def worst_mistakes(logits: Tensor, targets: Tensor, num: int) -> list[Mistake]:
     ]
 
 
+def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
+    """Count how often each class was taken for each.
+
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    >>> confusion_matrix(logits, torch.tensor([0, 1, 1])).tolist()
+    [[1, 0], [1, 1]]
+
+    Args:
+        logits: Shape (N, classes).
+        targets: Class numbers, shape (N,).
+
+    Returns:
+        Counts [target, predicted], shape (classes, classes).
+    """
+    num_classes = logits.shape[1]
+    pairs = targets * num_classes + logits.argmax(dim=1)
+    counts = torch.bincount(pairs, minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)
+
+
 def draw_mistakes(
     images: Tensor, mistakes: Sequence[Mistake], classes: Sequence[str]
 ) -> bytes:
     """Draw the samples that a model got wrong, each with what it took them for.
 
     Args:
-        images: Gray levels from 0 to 255, shape (N, height, width): the samples that
-            the mistakes count.
+        images: Gray levels, shape (N, height, width): the samples that the mistakes
+            count. The lowest of all is drawn white, the highest black.
         mistakes: In the order of the picture, the surest first.
         classes: Names of the classes.
 
@@ -61,6 +81,7 @@ def draw_mistakes(
     """
     columns = 8
     rows = max(1, math.ceil(len(mistakes) / columns))
+    low, high = images.min().item(), images.max().item()
     figure = Figure(figsize=(1.3 * columns, 1.6 * rows + 0.4))
     # One system of axes, in inches: one for every image takes five times as long.
     axes = figure.add_axes(
@@ -75,8 +96,8 @@ def draw_mistakes(
             extent=(left, left + 1.1, top + 1.1, top),
             aspect="auto",
             cmap="gray_r",
-            vmin=0,
-            vmax=255,
+            vmin=low,
+            vmax=high,
         )
         text(
             left + 0.55,

@@ -19,6 +19,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summ
 from torch.utils.tensorboard import summary as torch_summary
 
 from minitrain.runs.events import Event, EventFile, first_record
+from minitrain.runs.images import as_png
 from minitrain.runs.points import keep_until
 
 FLUSH_SECONDS = 0.5
@@ -54,8 +55,9 @@ class Board:
     """
 
     def __init__(
-        self, folder: Path, resume_after: int | None = None, owner: str = ""
+        self, folder: Path | str, resume_after: int | None = None, owner: str = ""
     ) -> None:
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         number = f"{time.time():.6f}.{os.getpid()}.{next(_numbers)}"
         path = folder / f"events.out.tfevents.{number}{owner}"
@@ -98,12 +100,13 @@ class Board:
         self._last_flush = time.monotonic()
         self._file.sync()
 
-    def text(self, tag: str, markdown: str) -> None:
+    def text(self, tag: str, markdown: str, step: int = 0) -> None:
         """Show a text, in Markdown."""
-        self._write_summary(torch_summary.text(tag, markdown))
+        self._write_summary(torch_summary.text(tag, markdown), step)
 
-    def image(self, tag: str, png: bytes, step: int = 0) -> None:
-        """Show a picture, given as the bytes of a PNG file."""
+    def image(self, tag: str, picture: Any, step: int = 0) -> None:
+        """Show a picture: a figure, a PNG file, or a uint8 tensor; see `as_png`."""
+        png = as_png(picture)
         width, height = struct.unpack(">II", png[16:24])  # PNG's header chunk
         image = Summary.Image(width=width, height=height, encoded_image_string=png)
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])

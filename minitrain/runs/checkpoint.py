@@ -19,10 +19,10 @@ from minitrain import __version__
 from minitrain.system.errors import CheckpointError
 from minitrain.system.files import open_regular, replacing
 
-FORMAT = 2
+FORMAT = 3
 """The form of the state in a file: raised where older states cannot be continued."""
 
-_WRITERS = {1: "an early 0.1.0"}
+_WRITERS = {1: "an early 0.1.0", 2: "0.2.0"}
 """The versions that write older formats, for states that do not tell by themselves."""
 
 
@@ -181,7 +181,16 @@ def find_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, []
 
 
-def rotate(folder: Path, keep: int, best: int, last: int) -> None:
+def find(folder: Path, step: int) -> Checkpoint | None:
+    """Return an intact checkpoint of a step, if there is one."""
+    for path in find_all(folder):
+        if _step_of(path) == step:
+            with suppress(DamagedError, UnreadableError):
+                return load(path)
+    return None
+
+
+def rotate(folder: Path, keep: int, best: int | None, last: int) -> None:
     """Remove old checkpoints of a run.
 
     What cannot be read does not count, and is not removed: it may be somebody else's,
@@ -191,17 +200,26 @@ def rotate(folder: Path, keep: int, best: int, last: int) -> None:
     Args:
         folder: Where the checkpoints of the run are.
         keep: How many of the newest stay.
-        best: The step of one that stays as well.
+        best: The step of one that stays as well, if there is one.
         last: The step of the newest one that counts.
 
     Raises:
         OSError: One cannot be removed.
     """
-    steps = {path: int(path.name[5:].partition(".")[0]) for path in find_all(folder)}
+    steps = {path: _step_of(path) for path in find_all(folder)}
     old = [path for path, step in steps.items() if step <= last]
     for path in [path for path in old if _can_be_read(path)][:-keep]:
         if steps[path] != best and not path.is_symlink():
             path.unlink()
+
+
+def short_name(path: Path) -> str:
+    """Return the first digits of a checkpoint's SHA-256, as its name has them."""
+    return path.name.split(".")[1][:12]
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name[5:].partition(".")[0])
 
 
 def _can_be_read(path: Path) -> bool:

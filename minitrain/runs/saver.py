@@ -8,6 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
+from minitrain.fingerprint import fingerprint
 from minitrain.runs import checkpoint
 from minitrain.runs.summary import Summary
 from minitrain.system.errors import DivergedError, StorageError
@@ -59,11 +62,13 @@ class Saver:
         """
         folder, step = self.folder / "checkpoints", self.summary.steps
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        if any(not tensor.isfinite().all() for tensor in state["model"].values()):
+        if any(not is_finite(value) for value in state["model"].values()):
             raise DivergedError(
                 f"the parameters after step {step} are not finite, and were not saved. "
                 "Try a smaller --optimizer.lr, or --clip-norm 1"
             )
+        own = fingerprint(state["model"], state["optimizer"])
+        self.summary.fingerprints[str(step)] = own
         state |= {
             "settings": self.settings,
             "summary": asdict(self.summary),
@@ -80,9 +85,10 @@ class Saver:
             say(f"warning: {reason}; training goes on")
             return
         self.num_failures, self.last_saved = 0, step
-        say(f"saved checkpoint step={step} path={path}")
+        say(f"saved checkpoint step={step} ({checkpoint.short_name(path)})")
         try:
-            checkpoint.rotate(folder, self.keep, self.summary.best_step, step)
+            best = self.summary.best_step or None
+            checkpoint.rotate(folder, self.keep, best, step)
         except OSError as error:
             say(f"warning: an old checkpoint was not removed: {error}")
 
@@ -99,3 +105,8 @@ class Saver:
             return f"{self.what_is_safe()} {remedy}, or give another --run-dir."
         again = f"continue with --run-dir {self.folder} --resume"
         return f"{self.what_is_safe()} {remedy}, and {again}"
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether a part of a model's state has no infinite number and no NaN."""
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())

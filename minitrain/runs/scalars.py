@@ -6,10 +6,8 @@ from minitrain.evaluation import Evaluation
 from minitrain.tags import (
     GLOBAL_GRAD_NORM,
     GRAD_NORM,
+    LOSS,
     LR,
-    TEST_ACCURACY,
-    TEST_LOSS,
-    THROUGHPUT,
     TRAIN_LOSS,
     tag,
 )
@@ -32,10 +30,15 @@ def step_scalars(step: Step) -> Mapping[str, float]:
     }
 
 
-def epoch_scalars(test: Evaluation, samples_per_second: float) -> dict[str, float]:
-    """Return the tags and values of an epoch."""
-    return {
-        TEST_LOSS: test.loss,
-        TEST_ACCURACY: test.accuracy,
-        THROUGHPUT: samples_per_second,
-    }
+def evaluation_scalars(found: Evaluation, part: str) -> dict[str, float]:
+    """Return the tags and values of an evaluation.
+
+    >>> evaluation_scalars(Evaluation(0.5, {"accuracy": 0.9}), "test")
+    {'loss/test': 0.5, 'accuracy/test': 0.9}
+
+    Args:
+        found: The evaluation.
+        part: What it was made on: `test` or `validation`.
+    """
+    values = {LOSS: found.loss, **found.metrics}
+    return {tag(name, part): value for name, value in values.items()}

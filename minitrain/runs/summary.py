@@ -32,23 +32,37 @@ class Summary:
     dataset: str
     seed: int
     data_sha256: str = ""
-    """SHA-256 over the tensors of the data set."""
+    """SHA-256 of the data: see `minitrain.experiment.data`."""
+    source_sha256: str = ""
+    """SHA-256 of the experiment's file and what it imported; empty if built in."""
     run_id: str = field(default_factory=lambda: secrets.token_hex(8))
     """Of this run alone, and kept when it is resumed."""
     status: str = "running"
     steps: int = 0
     epochs: int = 0
     test_accuracy: float | None = None
+    """Of the class numbers, where there is one to measure."""
     test_loss: float | None = None
-    best_accuracy: float = -1.0
-    """The highest test accuracy after any epoch, and the step it was reached at."""
+    test_metrics: dict[str, float] = field(default_factory=dict)
+    """Means over the samples, the accuracy among them."""
+    validation_loss: float | None = None
+    validation_metrics: dict[str, float] = field(default_factory=dict)
+    best_loss: float | None = None
+    """The lowest validation loss after any epoch; with step and epoch of it."""
     best_step: int = 0
+    best_epoch: int = 0
+    is_stopped_early: bool = False
+    """Whether the run ended because the validation loss fell no more."""
+    average_metrics: dict[str, float] = field(default_factory=dict)
+    """Loss and metrics of the averaged weights, with --ema; of validation or test."""
     train_seconds: float = 0.0
     """Of the training steps alone."""
     total_seconds: float = 0.0
     """Since the process started."""
     fingerprint: str = ""
     """SHA-256 over the final parameters and optimizer state."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """The same of every checkpoint ever made, by its step."""
     changes: list[dict[str, Any]] = field(default_factory=list)
     """What altered the result when the run was resumed: step, key, old and new value.
     The steps after that step were made with the new value."""
@@ -74,12 +88,17 @@ class Summary:
         self.steps = step.number
         self.train_seconds += seconds
 
-    def note_test(self, step: Step, test: Evaluation) -> None:
-        """Take in the evaluation after a step."""
-        self.epochs = step.epoch
-        self.test_loss, self.test_accuracy = test.loss, test.accuracy
-        if test.accuracy > self.best_accuracy:
-            self.best_accuracy, self.best_step = test.accuracy, step.number
+    def note_test(self, test: Evaluation) -> None:
+        """Take in an evaluation on the test set."""
+        self.test_loss, self.test_metrics = test.loss, test.metrics
+        self.test_accuracy = test.metrics.get("accuracy")
+
+    def note_validation(self, step: Step, valid: Evaluation) -> None:
+        """Take in the evaluation on the validation set after an epoch."""
+        self.validation_loss, self.validation_metrics = valid.loss, valid.metrics
+        if self.best_loss is None or valid.loss < self.best_loss:
+            self.best_loss = valid.loss
+            self.best_step, self.best_epoch = step.number, step.epoch
 
 
 @contextmanager

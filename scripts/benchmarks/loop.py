@@ -11,7 +11,7 @@ from benchmarks.compare import Row, compare, in_turn, row
 from torch import Tensor, nn
 
 from minitrain import SGD, Batches, Board, ParameterVector, train
-from minitrain.experiment.settings import Config
+from minitrain.experiment import Config
 from minitrain.instruments.layer_hooks import PerSampleNorms
 from minitrain.instruments.panel import Panel
 from minitrain.models import CNN, MLP

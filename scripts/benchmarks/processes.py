@@ -14,13 +14,13 @@ SCRIPTS = Path(__file__).parents[1]
 TRAIN = str(SCRIPTS / "train.py")
 
 FIRST_STEP = """
-from minitrain.experiment import build, runner
-from minitrain.experiment.settings import Config
-train = build.train
+from minitrain.experiment import parts, runner
+from minitrain.experiment import Config
+train = parts.train
 def first(*arguments, **options):
     next(train(*arguments, **options))
     raise SystemExit
-build.train = first
+parts.train = first
 runner.run(Config())
 """
 BARE = """

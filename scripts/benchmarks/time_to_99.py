@@ -16,7 +16,8 @@ from benchmarks.compare import Row, row
 from benchmarks.one_epoch_adam import one_epoch_adam
 
 from minitrain import Board, evaluate
-from minitrain.experiment.build import Run, build, with_cadence
+from minitrain.experiment.build import build
+from minitrain.experiment.parts import Run, with_cadence
 from minitrain.experiment.reading import read
 from minitrain.runs.scalars import step_scalars
 
@@ -43,7 +44,7 @@ def rows(rounds: int) -> Iterator[Row]:
         start = time.perf_counter()
         train_and_log(run)
         middle = time.perf_counter()
-        model = one_epoch_adam(run.batches.inputs, run.batches.targets, seed)
+        model = one_epoch_adam(*run.data.train, seed)
         end = time.perf_counter()
         for side, (span, trained) in enumerate(
             [(middle - start, run.model), (end - middle, model)]

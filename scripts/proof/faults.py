@@ -162,7 +162,7 @@ def old_checkpoints_removed_before_the_new_one_is_durable(saver: Any) -> None:
 
     def rotate_and_save(self: Any, must_succeed: bool) -> None:
         folder, summary = self.folder / "checkpoints", self.summary
-        saver.checkpoint.rotate(folder, 1, summary.best_step, summary.steps)
+        saver.checkpoint.rotate(folder, 1, None, summary.steps)
         save(self, must_succeed)
 
     replace(saver.Saver, save=rotate_and_save)
@@ -176,13 +176,13 @@ def random_state_not_restored(randomness: Any) -> None:
     replace(randomness.RandomStates, load_state_dict=lambda self, state: None)
 
 
-@fault("minitrain.experiment.build", RESUMING)
+@fault("minitrain.experiment.parts", RESUMING)
 def place_in_the_data_not_restored(build: Any) -> None:
     train = build.Run.train
     replace(build.Run, train=lambda self, start=0: train(self))
 
 
-@fault("minitrain.experiment.build", RESUMING)
+@fault("minitrain.experiment.parts", RESUMING)
 def momentum_not_restored(build: Any) -> None:
     restore = build.Run.restore
 
@@ -307,9 +307,9 @@ def points_given_up_when_the_disk_was_full_once(events: Any) -> None:
 
 @fault("minitrain.experiment.runner", LIMITS)
 def divergence_in_the_last_update_called_finished(runner: Any) -> None:
-    replace(runner, _check_end=lambda summary: None)
+    replace(runner, _check_loss=lambda *_: None)
 
 
 @fault("minitrain.experiment.state", "tests/experiment/test_state.py")
 def the_content_of_checkpoints_not_checked(state: Any) -> None:
-    replace(state, check_state=lambda found: None)
+    replace(state, check_state=lambda found, definition: None)

@@ -44,7 +44,7 @@ class Run:
         self.folder, self.output, self.live_once = folder / "run", folder / "out", live
         self.output.mkdir(parents=True)
         self.promised: dict[int, str] = {}
-        """The checkpoints that were acknowledged: step, and name of the file."""
+        """The checkpoints that were acknowledged: how the files' names begin, by step."""
         self.harmed: set[str] = set()
         """Kinds of files that were damaged or removed."""
         self.foreign: dict[Path, bytes] = {}
@@ -56,8 +56,8 @@ class Run:
         words = ["train", *(word for pair in flags.items() for word in pair)]
         code = self.live_once(words + ["--resume"] * begun, str(self.output), fate)
         out, err = ((self.output / name).read_text() for name in ("out", "err"))
-        for step, path in re.findall(r"saved checkpoint step=(\d+) path=(\S+)", out):
-            self.promised[int(step)] = Path(path).name
+        for step, digits in re.findall(r"saved checkpoint step=(\d+) \((\w+)\)", out):
+            self.promised[int(step)] = f"step-{int(step):08d}.{digits}"
         assert "Traceback" not in err, err
         if fate.get("kill") and code == -9:
             pass
@@ -85,8 +85,9 @@ class Run:
             assert path.read_bytes() == content, f"{path} was touched"
         if self.promised and "checkpoint" not in self.harmed:
             name = self.promised[max(self.promised)]
-            content = (self.folder / "checkpoints" / name).read_bytes()
-            assert hashlib.sha256(content).hexdigest() in name, "a promise is broken"
+            (path,) = self.folder.glob(f"checkpoints/{name}*.pt")
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            assert digest in path.name, "a promise is broken"
 
     def put_foreign(self, name: str) -> None:
         """Put a file there that is not the run's."""
@@ -120,10 +121,10 @@ class Run:
             path.write_bytes(content[: len(content) // 2])
         self.harmed.add(kind)
         if kind == "checkpoint":
-            self.promised = {s: n for s, n in self.promised.items() if n != path.name}
-            if self.promised:  # the one before must still serve
-                kept = {path.name for path in self.files_of(kind)}
-                self.promised = {s: n for s, n in self.promised.items() if n in kept}
+            promised = {s: n for s, n in self.promised.items() if n not in path.name}
+            kept = " ".join(each.name for each in self.files_of(kind))
+            # The one before must still serve.
+            self.promised = {s: n for s, n in promised.items() if n in kept}
             self.harmed.discard(kind)
             if not self.promised:
                 self.harmed.add("every checkpoint")

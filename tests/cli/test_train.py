@@ -24,9 +24,8 @@ import pytest
 from harness.files import contents
 from harness.runs import command, points, start, verified
 
-from minitrain.experiment import runner
+from minitrain.experiment import Config, runner
 from minitrain.experiment.reading import parse
-from minitrain.experiment.settings import Config
 from minitrain.runs.folder import LOCK
 from minitrain.system import terminal
 
@@ -201,7 +200,7 @@ def test_output_that_nobody_takes_stops_nothing(tmp_path: Path):
     assert "no more lines can be printed: [Errno 28] No space left" in error
     process = start("--run-dir", tmp_path / "head")
     assert process.stdout is not None and process.stderr is not None
-    assert process.stdout.readline().startswith("saved checkpoint step=0 ")
+    assert process.stdout.readline().startswith("saved checkpoint step=0")
     process.stdout.close()
     error = process.stderr.read()
     assert process.wait() == 0 and error.count("\n") == 1 and "Broken pipe" in error

@@ -27,8 +27,7 @@ from torch import Tensor
 
 from minitrain.datasets import mnist as source
 from minitrain.datasets.dataset import Dataset
-from minitrain.experiment import builtin, runner
-from minitrain.experiment.settings import Config, DataSettings
+from minitrain.experiment import Config, builtin, runner
 from minitrain.fingerprint import fingerprint
 from minitrain.system.errors import DataError
 from minitrain.system.terminal import exit_code
@@ -208,7 +207,7 @@ def test_doctored_files_are_an_error_and_left_alone(
     damage(small.raw)
     before = contents(tmp_path)
     settings = Config(
-        data=DataSettings(name="mnist", root=small.root), run_dir=tmp_path / "run"
+        data=dict(name="mnist", root=small.root), run_dir=tmp_path / "run"
     )
     assert exit_code(lambda: int(runner.run(settings) is None)) == 3
     out, error = capsys.readouterr()

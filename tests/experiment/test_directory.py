@@ -14,9 +14,8 @@ from harness.files import contents
 from harness.runs import command, points
 
 from minitrain.cli.train import train
-from minitrain.experiment import journal, runner
+from minitrain.experiment import Config, journal, runner
 from minitrain.experiment.reading import parse, read
-from minitrain.experiment.settings import Config
 from minitrain.runs import checkpoint
 from minitrain.runs.board import Board
 from minitrain.runs.folder import LOCK
@@ -267,14 +266,14 @@ def test_a_folder_that_refuses_is_no_full_disk(tmp_path, monkeypatch, capsys) ->
 def test_a_signal_during_the_pictures_is_told_that_all_is_saved(
     tmp_path, monkeypatch, capfd
 ) -> None:
-    draw = journal.draw_pictures
+    draw = journal.draw_all
 
     def interrupted(*args):
         stop._receive(signal.SIGTERM, None)
         return draw(*args)
 
     stop = Stop()
-    monkeypatch.setattr(journal, "draw_pictures", interrupted)
+    monkeypatch.setattr(journal, "draw_all", interrupted)
     assert runner.run(settings(tmp_path), stop=stop).status == "finished"
     assert "SIGTERM: all is saved; finishing\n" in capfd.readouterr().err
 

@@ -12,7 +12,7 @@ from harness.files import contents
 from harness.runs import command
 
 from minitrain.cli.train import train
-from minitrain.experiment import builtin
+from minitrain.experiment import fast_cnn
 from minitrain.experiment.reading import parse
 from minitrain.runs import checkpoint
 from minitrain.runs.summary import Summary
@@ -153,13 +153,13 @@ def test_a_model_that_memory_cannot_hold_is_refused(tmp_path) -> None:
 
 def test_memory_that_is_short_in_a_step_is_told(tmp_path, monkeypatch, capsys) -> None:
     """The allocator's own error, of a petabyte; what was saved stays."""
-    build = builtin.FastCNN.forward
+    build = fast_cnn.FastCNN.forward
 
     def greedy(model, images):
         torch.empty(2**50 if torch.is_grad_enabled() else 0, dtype=torch.uint8)
         return build(model, images)
 
-    monkeypatch.setattr(builtin.FastCNN, "forward", greedy)
+    monkeypatch.setattr(fast_cnn.FastCNN, "forward", greedy)
     flags = ["--data.name=digits", "--model.name=fast-cnn", "--instruments.budget=0"]
     config = parse([*flags, "--epochs=1", f"--run-dir={tmp_path}"])
     assert terminal.exit_code(lambda: train(config)) == 2

@@ -24,9 +24,11 @@ from harness.runs import PANEL, SCRIPT, points
 
 from minitrain import schedules
 from minitrain.cli.train import train as train_command
-from minitrain.experiment import build, builtin, journal, runner
+from minitrain.datasets import digits
+from minitrain.datasets.dataset import Dataset
+from minitrain.experiment import Config, builtin, journal, parts, runner
 from minitrain.experiment.reading import flatten, free_keys, from_toml, parse
-from minitrain.experiment.settings import Config, ModelSettings, Settings, keys
+from minitrain.experiment.settings import Settings, keys
 from minitrain.fingerprint import fingerprint
 from minitrain.runs import checkpoint, events
 from minitrain.runs.resume import changes
@@ -77,7 +79,7 @@ def told(folder: Path, summary: Summary) -> tuple:
 @contextmanager
 def spying(at: int, act: Callable[[], None], on: str = "train") -> Iterator[None]:
     """Act once step `at` is made, or once its epoch's evaluation is (`epoch_line`)."""
-    module = build if on == "train" else journal
+    module = parts if on == "train" else journal
     original = getattr(module, on)
 
     def train(*args, **kwargs):
@@ -179,7 +181,7 @@ FORKS = """
 import os, random, signal, sys, time
 from pathlib import Path
 from minitrain.experiment import runner
-from minitrain.experiment.settings import Config
+from minitrain.experiment import Config
 
 num_kills, seed = int(sys.argv[1]), int(sys.argv[2])
 pauses, finished, code = random.Random(seed), 0, 0
@@ -271,7 +273,8 @@ def test_settings_that_change_the_result_are_bound(
         tmp_path, resume=True, allow_changes=True, epochs=3, optimizer={"lr": 0.01}
     )
     assert runner.run(allowed).steps == 30
-    narrow = allowed.model_copy(update={"model": ModelSettings(hidden=(7,))})
+    section = allowed.model.model_copy(update={"hidden": (7,)})
+    narrow = allowed.model_copy(update={"model": section})
     with pytest.raises(CheckpointError, match="does not fit the model"):
         runner.run(narrow)
     assert "changed optimizer.lr: 0.05 -> 0.01\n" in capsys.readouterr().out
@@ -332,20 +335,26 @@ def test_more_epochs_change_the_steps_of_a_schedule(tmp_path, capsys) -> None:
     assert kept["changes"] == [change]
 
 
+def hash_of(dataset: Dataset) -> str:
+    parts = {"train": dataset.train, "test": dataset.test}
+    samples = {k: (dataset.inputs(part), part.labels) for k, part in parts.items()}
+    return fingerprint(samples)
+
+
 def test_other_data_are_refused_by_their_hash(tmp_path, monkeypatch) -> None:
     interrupt(settings(tmp_path), Stopped, 14)
     before = contents(tmp_path)
     kept = json.loads((tmp_path / "summary.json").read_text())
     whole = builtin.load_data("digits")
     tensors = {"train": whole.train, "test": whole.test}
-    assert kept["data_sha256"] == fingerprint(tensors)
+    assert kept["data_sha256"] == hash_of(whole)
     for part in ("train", "test"):
         images, labels = tensors[part]
         other = images.clone()
         other[-1, -1, -1] += 1  # one pixel of one image
         changed = replace(whole, **{part: type(whole.train)(other, labels)})
-        monkeypatch.setitem(builtin.LOADERS, "digits", lambda root, d=changed: d)
-        now = fingerprint({"train": changed.train, "test": changed.test})
+        monkeypatch.setattr(digits, "digits", lambda root, d=changed: d)
+        now = hash_of(changed)
         told = rf"data.sha256: {kept['data_sha256']} -> {now}$"
         with pytest.raises(SettingsError, match=told):
             runner.run(settings(tmp_path, resume=True))
@@ -516,7 +525,7 @@ def state(model, optimizer) -> str:
 def history(tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
     """The state after each step of an undisturbed run, and how the step was made."""
     made: list[tuple] = []
-    train = build.train
+    train = parts.train
 
     def spy(model, optimizer, *args, **kwargs):
         made.append((state(model, optimizer), None))
@@ -525,7 +534,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
             yield step
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "train", spy)
+        patch.setattr(parts, "train", spy)
         runner.run(settings(tmp_path_factory.mktemp("history")))
     return made
 
@@ -536,7 +545,7 @@ def test_a_step_that_is_not_finite_is_not_made(
     tmp_path, monkeypatch, capsys, history, where: str, at: int
 ) -> None:
     """A NaN planted in one step ends the run there, and never reaches a parameter."""
-    train, states, names = build.train, [], []
+    train, states, names = parts.train, [], []
 
     def planted(model, optimizer, batches, loss_fn, **others):
         names.extend(name for name, _ in model.named_parameters())
@@ -562,7 +571,7 @@ def test_a_step_that_is_not_finite_is_not_made(
         finally:
             states.append(state(model, optimizer))
 
-    monkeypatch.setattr(build, "train", planted)
+    monkeypatch.setattr(parts, "train", planted)
     assert terminal.exit_code(lambda: train_command(settings(tmp_path))) == 6
     assert states == [history[at - 1][0]]
     error = capsys.readouterr().err

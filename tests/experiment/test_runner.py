@@ -15,11 +15,10 @@ from torch import nn
 
 import minitrain
 from minitrain.batches import Batches
-from minitrain.datasets import digits
+from minitrain.datasets import digits, mnist
 from minitrain.datasets.dataset import Dataset
-from minitrain.experiment import build, builtin, runner
+from minitrain.experiment import Config, journal, parts, runner
 from minitrain.experiment.reading import read
-from minitrain.experiment.settings import Config
 from minitrain.fingerprint import fingerprint
 from minitrain.models import MLP
 from minitrain.runs.summary import Summary
@@ -45,7 +44,7 @@ def run(
     small_digits: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., Summary]:
     """Run an experiment on few digits, in a folder of its own."""
-    monkeypatch.setitem(builtin.LOADERS, "digits", lambda root: small_digits)
+    monkeypatch.setattr(digits, "digits", lambda root: small_digits)
     monkeypatch.chdir(tmp_path)
 
     def run_with(**settings) -> Summary:
@@ -85,8 +84,16 @@ def test_a_run_leaves_settings_events_and_summary(run, capsys) -> None:
         "epochs",
         "test_accuracy",
         "test_loss",
-        "best_accuracy",
+        "average_metrics",
+        "best_epoch",
+        "best_loss",
         "best_step",
+        "fingerprints",
+        "is_stopped_early",
+        "source_sha256",
+        "test_metrics",
+        "validation_loss",
+        "validation_metrics",
         "train_seconds",
         "total_seconds",
         "fingerprint",
@@ -210,13 +217,13 @@ def test_the_fingerprint_depends_on_the_seed_and_on_nothing_else(run) -> None:
 
 def test_the_fingerprint_is_that_of_the_final_state(run, monkeypatch) -> None:
     seen = {}
-    train = build.train
+    train = parts.train
 
     def spy(model, optimizer, *args, **kwargs):
         seen.update(model=model, optimizer=optimizer)
         return train(model, optimizer, *args, **kwargs)
 
-    monkeypatch.setattr(build, "train", spy)
+    monkeypatch.setattr(parts, "train", spy)
     summary = run(epochs=1)
     model, optimizer = seen["model"], seen["optimizer"]
     assert summary.fingerprint == fingerprint(
@@ -243,11 +250,11 @@ def test_a_run_that_is_stopped_keeps_its_points_and_says_so(
     def stop(*_):
         raise error
 
-    monkeypatch.setattr(runner, "evaluate", stop)
+    monkeypatch.setattr(journal, "evaluate", stop)
     with pytest.raises(type(error)):
         run(log={"every": 1})
     kept = json.loads((only_run() / "summary.json").read_text())
-    assert (kept["status"], kept["steps"], kept["epochs"]) == (status, 10, 0)
+    assert (kept["status"], kept["steps"], kept["epochs"]) == (status, 10, 1)
     assert kept["test_accuracy"] is None
     assert len(scalars(only_run())["loss/train"]) == 10
 
@@ -323,7 +330,7 @@ def test_without_mnist_it_trains_on_digits_and_says_so(
     def missing(root):
         raise DataError("no address had MNIST")
 
-    monkeypatch.setitem(builtin.LOADERS, "mnist", missing)
+    monkeypatch.setattr(mnist, "mnist", missing)
     assert run(data={"name": "auto"}, epochs=1).dataset == "digits"
     out = capsys.readouterr().out
     assert "no address had MNIST" in out

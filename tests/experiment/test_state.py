@@ -12,8 +12,8 @@ from harness.runs import PANEL
 from torch import Tensor, nn
 
 import minitrain
-from minitrain.experiment import runner
-from minitrain.experiment.settings import Config
+from minitrain.experiment import Config, runner
+from minitrain.experiment.definition import builtin
 from minitrain.experiment.state import check_state, load_weights
 from minitrain.explain.replay import replay
 from minitrain.runs import checkpoint
@@ -170,9 +170,9 @@ def test_wrong_content_is_refused_and_nothing_touched(
 
 
 def test_an_honest_one_is_taken(honest: Checkpoint):
-    check_state(honest)
+    check_state(honest, builtin())
     state = {key: value for key, value in honest.state.items() if key != "panel"}
-    check_state(honest._replace(state=state))  # of a run without instruments
+    check_state(honest._replace(state=state), builtin())  # of a run without instruments
 
 
 def test_weights_must_fit_in_all_of_their_names_shapes_and_types():

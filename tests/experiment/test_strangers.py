@@ -13,8 +13,7 @@ import pytest
 from harness.runs import PANEL
 
 import minitrain
-from minitrain.experiment import runner
-from minitrain.experiment.settings import Config
+from minitrain.experiment import Config, runner
 from minitrain.explain.replay import replay
 from minitrain.runs.points import read_curves
 from minitrain.system.errors import MinitrainError

@@ -13,15 +13,15 @@ from harness.commands import exit_code_of
 from torch import nn
 
 from minitrain.batches import Batches
-from minitrain.experiment import build, builtin, runner
+from minitrain.experiment import Config, builtin, runner
 from minitrain.experiment.reading import read
-from minitrain.experiment.settings import Config, DataSettings
 from minitrain.explain import replay
 from minitrain.explain.arithmetic import FLOAT32, FLOAT64
 from minitrain.explain.worked import Held, work_out, write_example
 from minitrain.norms import norm
 from minitrain.rule import Rule
 from minitrain.runs import checkpoint
+from minitrain.schedules import SCHEDULES, warmup
 from minitrain.sgd import sgd_update
 
 NAME, INDEX = "layers.0.weight", (64, 400)  # in the middle, where there is ink
@@ -64,12 +64,17 @@ def torch_replay(config: Config, step: int) -> dict[str, float]:
         seed=config.seed,
     )
     torch.manual_seed(config.seed)
-    model = builtin.build_model(config.model)
+    model = builtin.model(**config.model.model_dump())
     parameters = list(model.parameters())
     weight = dict(model.named_parameters())[NAME]
-    options = config.optimizer.model_dump()
+    options = config.optimizer.model_dump(exclude={"decay"})
     optimizer = torch.optim.SGD(parameters, foreach=False, **options)
-    lr = build.learning_rate(config, len(batches))
+    largest, num_steps = config.optimizer.lr, len(batches)
+    shape = SCHEDULES[config.schedule.name]
+
+    def lr(step: int) -> float:
+        return largest * (shape(step, num_steps) * warmup(step, config.schedule.warmup))
+
     seen: dict[str, float] = {}
 
     def buffer() -> float | None:
@@ -375,9 +380,7 @@ def test_errors_are_for_people(tmp_path, explain: Explain) -> None:
 
 
 def test_missing_data_is_told(tmp_path, explain: Explain, monkeypatch) -> None:
-    run = Config(
-        run_dir=tmp_path, data=DataSettings(name="mnist", root=tmp_path / "none")
-    )
+    run = Config(run_dir=tmp_path, data=dict(name="mnist", root=tmp_path / "none"))
     (tmp_path / "config.toml").write_text(
         f"[data]\nname = 'mnist'\nroot = '{run.data.root}'\n"
     )

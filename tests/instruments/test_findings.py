@@ -10,8 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from minitrain import tags
-from minitrain.experiment import runner
-from minitrain.experiment.settings import Config
+from minitrain.experiment import Config, runner
 from minitrain.instruments.findings import Findings
 from minitrain.instruments.rules import CAUSES, RULES, START
 from minitrain.instruments.truth import Slope

@@ -1,0 +1,42 @@
+"""Pictures of any kind as the bytes of a PNG file."""
+
+import io
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def as_png(picture: Any) -> bytes:
+    """Return a picture as a PNG file.
+
+    Args:
+        picture: A matplotlib figure, the bytes of a PNG file, or a uint8 tensor of
+            shape (height, width), (1 or 3, height, width) or (height, width, 3).
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    if isinstance(picture, bytes) and picture.startswith(SIGNATURE):
+        return picture
+    if save := getattr(picture, "savefig", None):
+        buffer = io.BytesIO()
+        save(buffer, format="png", dpi=120)
+        return buffer.getvalue()
+    what = type(picture).__name__
+    if isinstance(picture, Tensor):
+        what = f"a tensor {picture.dtype} of shape {tuple(picture.shape)}"
+        pixels = picture.unsqueeze(0) if picture.dim() == 2 else picture
+        if pixels.dim() == 3 and pixels.shape[0] not in (1, 3):
+            pixels = pixels.permute(2, 0, 1)
+        if pixels.dtype == torch.uint8 and pixels.dim() == 3 and len(pixels) in (1, 3):
+            from torchvision.io import encode_png
+
+            return bytes(encode_png(pixels.cpu().contiguous()).numpy())
+    raise TypeError(
+        f"a picture is {what}: it must be a matplotlib figure, the bytes of a PNG "
+        "file, or a uint8 tensor of shape (height, width), (3, height, width) or "
+        "(height, width, 3)"
+    )
