@@ -44,7 +44,8 @@ def rows(rounds: int) -> Iterator[Row]:
         start = time.perf_counter()
         train_and_log(run)
         middle = time.perf_counter()
-        model = one_epoch_adam(*run.data.train, seed)
+        inputs, targets = run.data.train
+        model = one_epoch_adam(inputs, targets, seed)
         end = time.perf_counter()
         for side, (span, trained) in enumerate(
             [(middle - start, run.model), (end - middle, model)]

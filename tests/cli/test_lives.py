@@ -44,7 +44,7 @@ class Run:
         self.folder, self.output, self.live_once = folder / "run", folder / "out", live
         self.output.mkdir(parents=True)
         self.promised: dict[int, str] = {}
-        """The checkpoints that were acknowledged: how the files' names begin, by step."""
+        """How the names of acknowledged checkpoints begin, by step."""
         self.harmed: set[str] = set()
         """Kinds of files that were damaged or removed."""
         self.foreign: dict[Path, bytes] = {}
