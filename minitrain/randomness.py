@@ -1,5 +1,7 @@
 """The generators that training draws from: their states, to keep and to put back."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,3 +42,13 @@ class RandomStates:
         if self._generators is not None and self._device.type in state_dict:
             state = state_dict[self._device.type]
             self._generators.set_rng_state(state, *self._which)
+
+    @contextmanager
+    def replay(self, state_dict: dict[str, Any]) -> Iterator[None]:
+        """Draw the numbers that followed on a state again, and then go on as before."""
+        now = self.state_dict()
+        try:
+            self.load_state_dict(state_dict)
+            yield
+        finally:
+            self.load_state_dict(now)

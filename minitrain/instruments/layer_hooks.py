@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, Self
@@ -11,16 +12,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from minitrain.instruments.per_sample import (
+from minitrain.instruments.per_sample import Withheld, check_sum, sample_norms
+from minitrain.instruments.per_sample_layers import (
     BATCH_NORMS,
-    Layer,
-    Withheld,
-    check_sum,
+    LAYERS,
     find_layers,
-    sample_norms,
     trainable_parameters,
-    widen,
 )
+from minitrain.randomness import RandomStates
 
 
 class PerSampleNorms:
@@ -41,8 +40,10 @@ class PerSampleNorms:
     but the i-th entry of the first dimension. BatchNorm, which breaks that, is
     recognized; other code that mixes samples is not.
 
-    Known are trainable parameters of `nn.Linear` and `nn.Conv2d`; for models with
-    others the norms are withheld and `withheld` says why.
+    Known are the trainable parameters of the layers in `per_sample_layers.LAYERS`, such
+    as `nn.Linear`, convolutions, `nn.Embedding`, `nn.LayerNorm` and
+    `nn.MultiheadAttention`; for models with others the norms are withheld and
+    `withheld` says why.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -141,9 +142,9 @@ class _LayerWatcher:
     gradients of the parameters too, which come later. They hold on to one pass at most.
     """
 
-    def __init__(self, name: str, module: Layer) -> None:
+    def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
-        self._module = module
+        self._module, self._rule = module, LAYERS[type(module)]
         self._trainable = trainable_parameters(module)
         self._handles: list[RemovableHandle] = []
         self._nodes: list[Node] = []
@@ -157,10 +158,12 @@ class _LayerWatcher:
         self._step = object()
         self.seconds = 0.0
         self._obstacle: str | None = None
-        self._inputs: Tensor | None = None
-        self._version = 0
+        self._inputs: tuple[Any, ...] | None = None
+        self._versions: list[int] = []
+        self._random: dict[str, Tensor] | None = None
+        self._random_before: dict[str, Tensor] | None = None
         self._delta: Tensor | None = None
-        self._grads: list[Tensor] = []
+        self._grads: dict[str, Tensor] = {}
 
     def watch(self, check: bool) -> None:
         """Forget earlier passes, and set the hooks."""
@@ -171,11 +174,16 @@ class _LayerWatcher:
                 self._on_call, prepend=True, with_kwargs=True
             )
         ]
+        if self._rule.draws(self._module):
+            hooks.append(self._module.register_forward_pre_hook(self._on_start))
         if check:
             # A hook of a parameter itself would leave an empty dictionary behind that
             # every later pass looks into. A node lives as long as somebody holds it.
             self._nodes = [get_gradient_edge(p).node for p in self._trainable.values()]
-            hooks += [node.register_prehook(self._on_sum) for node in self._nodes]
+            hooks += [
+                node.register_prehook(partial(self._on_sum, name))
+                for name, node in zip(self._trainable, self._nodes, strict=True)
+            ]
         self._handles += hooks
 
     def close(self) -> None:
@@ -200,9 +208,17 @@ class _LayerWatcher:
             )
         return None
 
+    def _on_start(self, *_: object) -> None:
+        self._random_before = self._generators().state_dict()
+
+    def _generators(self) -> RandomStates:
+        return RandomStates(next(iter(self._trainable.values())).device)
+
     def _on_call(
-        self, _: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor
+        self, _: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
     ) -> None:
+        if isinstance(output, tuple):  # of attention, and its weights
+            output = output[0]
         if not output.requires_grad:
             return
         if self._delta is not None:
@@ -210,9 +226,9 @@ class _LayerWatcher:
         elif self._inputs is not None:
             self._stop(Withheld("it was called more than once in a pass"))
         try:
-            inputs = args[0] if args else kwargs["input"]
-            # Autograd compares versions in the same way; they have no public name.
-            self._inputs, self._version = inputs, inputs._version
+            self._inputs = self._rule.inputs_of(*args, **kwargs)
+            self._versions = _versions(self._inputs)
+            self._random = self._random_before
             node: Any = output.grad_fn
             node.register_prehook(partial(self._on_gradient, self._step))
         except Exception as error:
@@ -229,8 +245,9 @@ class _LayerWatcher:
             self._measure()
         self.seconds += time.perf_counter() - start
 
-    def _on_sum(self, grads: tuple[Tensor, ...]) -> None:
-        self._grads.append(grads[0])
+    def _on_sum(self, name: str, grads: tuple[Tensor, ...]) -> None:
+        earlier = self._grads.get(name)
+        self._grads[name] = grads[0] if earlier is None else earlier + grads[0]
 
     def _measure(self) -> None:
         """Turn what is kept of a pass into norms."""
@@ -242,20 +259,19 @@ class _LayerWatcher:
             return
         self._inputs = self._delta = None
         try:
-            if inputs._version != self._version:
+            if _versions(inputs) != self._versions:
                 raise Withheld("its input was changed in place")
-            x, d = inputs, delta
-            if not x.dtype == d.dtype == torch.float32:
-                # The layer itself has rounded its inputs to autocast's dtype.
-                x, d = widen(x.to(d.dtype)), widen(d)
-            norms = sample_norms(self._module, x, d, self._trainable)
+            replayed = self._generators().replay(self._random) if self._random else None
+            with replayed or nullcontext():
+                of_call = inputs, delta, self._trainable
+                parts = self._rule.find_parts(self._module, *of_call)
+            norms = sample_norms(parts)
             if self._check:
                 # Half of the digits: more are lost only where the addends cancel.
                 tolerance = math.sqrt(torch.finfo(delta.dtype).eps)
                 tolerance *= torch.stack(norms).sum()
-                of_layer = self._module, x, d, self._trainable
-                with torch.autocast(x.device.type, enabled=False):
-                    check_sum(*of_layer, self._grads, tolerance)
+                with torch.autocast(delta.device.type, enabled=False):
+                    check_sum(parts, self._grads, tolerance)
             self.norms.append(norms)
             self._num_samples += len(delta)
         except Exception as error:  # watching must not end a training
@@ -267,3 +283,11 @@ class _LayerWatcher:
             known = isinstance(reason, Withheld)
             kind = "" if known else f"{type(reason).__name__}: "
             self._obstacle = f"{kind}{reason}"
+
+
+def _versions(inputs: tuple[Any, ...]) -> list[int]:
+    """Return how often each tensor was changed in place.
+
+    Autograd compares the numbers in the same way; they have no public name.
+    """
+    return [x._version for x in inputs if isinstance(x, Tensor)]
