@@ -2,7 +2,6 @@
 
 import math
 import time
-from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, Self
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from minitrain.instruments.per_sample import Withheld, check_sum, sample_norms
+from minitrain.instruments.per_sample import Part, Withheld, check_sum, sample_norms
 from minitrain.instruments.per_sample_layers import (
     BATCH_NORMS,
     LAYERS,
@@ -146,6 +145,8 @@ class _LayerWatcher:
         self.name = name
         self._module, self._rule = module, LAYERS[type(module)]
         self._trainable = trainable_parameters(module)
+        self._names = {name: name for name in self._trainable}
+        self._generators = RandomStates(next(iter(self._trainable.values())).device)
         self._handles: list[RemovableHandle] = []
         self._nodes: list[Node] = []
         self._check = False
@@ -209,10 +210,7 @@ class _LayerWatcher:
         return None
 
     def _on_start(self, *_: object) -> None:
-        self._random_before = self._generators().state_dict()
-
-    def _generators(self) -> RandomStates:
-        return RandomStates(next(iter(self._trainable.values())).device)
+        self._random_before = self._generators.state_dict()
 
     def _on_call(
         self, _: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
@@ -261,10 +259,7 @@ class _LayerWatcher:
         try:
             if _versions(inputs) != self._versions:
                 raise Withheld("its input was changed in place")
-            replayed = self._generators().replay(self._random) if self._random else None
-            with replayed or nullcontext():
-                of_call = inputs, delta, self._trainable
-                parts = self._rule.find_parts(self._module, *of_call)
+            parts = self._find_parts(inputs, delta)
             norms = sample_norms(parts)
             if self._check:
                 # Half of the digits: more are lost only where the addends cancel.
@@ -277,6 +272,14 @@ class _LayerWatcher:
         except Exception as error:  # watching must not end a training
             self._stop(error)
         self._grads.clear()
+
+    def _find_parts(self, inputs: tuple[Any, ...], delta: Tensor) -> list[Part]:
+        """Find the parts of the layer, with the random numbers of the call."""
+        of_call = inputs, delta, self._names
+        if self._random is None:
+            return self._rule.find_parts(self._module, *of_call)
+        with self._generators.replay(self._random):
+            return self._rule.find_parts(self._module, *of_call)
 
     def _stop(self, reason: Exception) -> None:
         if self._obstacle is None:

@@ -15,18 +15,21 @@ Li et al., Large language models can be strong differentially private learners, 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import EllipsisType
 
 import torch
 from torch import Tensor
 
 NO_SAMPLES = "its input has no dimension for the samples"
 
+Rows = slice | EllipsisType
+
 
 class Withheld(Exception):
     """The reason why there are no norms."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(slots=True, kw_only=True)
 class Part(ABC):
     """What one use of a weight and a bias adds to the gradient, sample by sample."""
 
@@ -38,7 +41,7 @@ class Part(ABC):
     """The weight's name in the layer; none if it is not trained."""
     bias: str = ""
     """The bias's name, likewise. A bias is the weight of a constant input 1."""
-    rows: slice = dataclasses.field(default_factory=lambda: slice(None))
+    rows: Rows = ...
     """Those of the parameters that are used here."""
 
     @abstractmethod
@@ -66,7 +69,7 @@ class Part(ABC):
         return along
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(slots=True, kw_only=True)
 class Products(Part):
     """y_l = W x_l + b at the places l of a sample; its gradient is sum_l d_l x_l^T.
 
@@ -119,7 +122,7 @@ class Products(Part):
         return total - self._along(v, grads)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(slots=True, kw_only=True)
 class Scales(Part):
     """y_lk = w_k x_lk + b_k; a sample's gradient is sum_l x_lk d_lk.
 
@@ -151,7 +154,7 @@ class Scales(Part):
         return total - self._along(v, grads)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(slots=True, kw_only=True)
 class Lookups(Part):
     """y_l is row t_l of a table; row t of a sample's gradient is sum_{l: t_l = t} d_l.
 

@@ -22,6 +22,7 @@ from minitrain.instruments.per_sample import (
     NO_SAMPLES,
     Part,
     Products,
+    Rows,
     Scales,
     Withheld,
     as_rounded,
@@ -31,8 +32,6 @@ PARAMETERS = (
     *("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
     *("in_proj_bias", "bias_k", "bias_v", "out_proj.weight", "out_proj.bias"),
 )
-
-ALL = slice(None)
 
 
 class AttentionInputs(NamedTuple):
@@ -69,7 +68,7 @@ def find_attention_parts(
     layer: nn.MultiheadAttention,
     inputs: AttentionInputs,
     delta: Tensor,
-    trainable: Collection[str],
+    names: Collection[str],
 ) -> list[Part]:
     """Return one part for each weight and bias of each projection.
 
@@ -95,10 +94,10 @@ def find_attention_parts(
             slice(i * layer.embed_dim, (i + 1) * layer.embed_dim),
         )
         here, beyond = d.tensor_split([x.shape[1]], dim=1)
-        parts += _parts_of_map(x, here, weight, bias, rows if is_packed else ALL, rows)
+        parts += _parts_of_map(x, here, weight, bias, rows if is_packed else ..., rows)
         if i > 0:
             parts.append(_part_of_bias(beyond[:, :1], f"bias_{'qkv'[i]}"))
-    return [part for part in parts if part.weight + part.bias in trainable]
+    return [part for part in parts if part.weight + part.bias in names]
 
 
 def _parts_of_map(
@@ -106,8 +105,8 @@ def _parts_of_map(
     d: Tensor,
     weight: str,
     bias: str,
-    rows: slice = ALL,
-    bias_rows: slice = ALL,
+    rows: Rows = ...,
+    bias_rows: Rows = ...,
 ) -> list[Part]:
     """Return the parts of the map W x + b, where both may be rows of a larger one."""
     inputs, delta = as_rounded(x, d)
@@ -117,7 +116,7 @@ def _parts_of_map(
     ]
 
 
-def _part_of_bias(d: Tensor, bias: str, rows: slice = ALL) -> Part:
+def _part_of_bias(d: Tensor, bias: str, rows: Rows = ...) -> Part:
     _, delta = as_rounded(d, d)
     return Scales(inputs=delta, delta=delta, bias=bias, rows=rows)
 

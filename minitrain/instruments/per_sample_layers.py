@@ -30,6 +30,9 @@ from minitrain.instruments.per_sample_attention import (
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
+Names = dict[str, Any]
+"""The names of the layer's trained parameters, each by itself, as a part takes them."""
+
 
 def single_input(*args: Any, **kwargs: Any) -> tuple[Tensor]:
     """Return the one argument of a call, whatever it is called."""
@@ -40,7 +43,7 @@ def single_input(*args: Any, **kwargs: Any) -> tuple[Tensor]:
 class LayerRule:
     """How the parts of a layer's gradient follow from one of its calls."""
 
-    find_parts: Callable[[Any, Any, Tensor, Collection[str]], list[Part]]
+    find_parts: Callable[[Any, Any, Tensor, Names], list[Part]]
     """Takes the layer, what `inputs_of` returned, the derivatives of the loss by the
     outputs, and the names of what is trained; raises `Withheld`."""
     inputs_of: Callable[..., tuple[Any, ...]] = single_input
@@ -55,7 +58,7 @@ class LayerRule:
 
 
 def _find_linear_parts(
-    layer: nn.Linear, inputs: tuple[Tensor], delta: Tensor, trainable: Collection[str]
+    layer: nn.Linear, inputs: tuple[Tensor], delta: Tensor, names: Names
 ) -> list[Part]:
     x, d = as_rounded(*inputs, delta)
     if x.dim() < 2:
@@ -63,14 +66,14 @@ def _find_linear_parts(
     if x.dim() > 2:
         x = x.reshape(len(x), -1, layer.in_features).mT
         d = d.reshape(len(d), -1, layer.out_features).mT
-    return [Products(inputs=x, delta=d, **_names(trainable))]
+    return [Products(inputs=x, delta=d, **names)]
 
 
 def _find_convolution_parts(
     layer: nn.Conv1d | nn.Conv2d | nn.Conv3d,
     inputs: tuple[Tensor],
     delta: Tensor,
-    trainable: Collection[str],
+    names: Names,
 ) -> list[Part]:
     """A column of inputs is the patch that a position sees."""
     x, d = as_rounded(*inputs, delta)
@@ -88,14 +91,14 @@ def _find_convolution_parts(
     x = x.permute(0, 1, *kernel_axes, *axes)  # (N, channels, *kernel, *positions)
     num, num_places = len(d) * layer.groups, d[0, 0].numel()
     x, d = x.reshape(num, -1, num_places), d.reshape(num, -1, num_places)
-    return [Products(inputs=x, delta=d, groups=layer.groups, **_names(trainable))]
+    return [Products(inputs=x, delta=d, groups=layer.groups, **names)]
 
 
 def _find_embedding_parts(
     layer: nn.Embedding,
     inputs: tuple[Tensor],
     delta: Tensor,
-    trainable: Collection[str],
+    names: Names,
 ) -> list[Part]:
     (tokens,) = inputs
     if tokens.dim() < 2:
@@ -108,7 +111,7 @@ def _find_embedding_parts(
     tokens, d = tokens.flatten(1), as_rounded(delta, delta)[1]
     d = d.reshape(*tokens.shape, layer.embedding_dim)
     rows = layer.num_embeddings
-    return [Lookups(inputs=tokens, delta=d, num_rows=rows, **_names(trainable))]
+    return [Lookups(inputs=tokens, delta=d, num_rows=rows, **names)]
 
 
 def _refuse_embedding(layer: nn.Embedding) -> str | None:
@@ -125,7 +128,7 @@ def _find_layer_norm_parts(
     layer: nn.LayerNorm,
     inputs: tuple[Tensor],
     delta: Tensor,
-    trainable: Collection[str],
+    names: Names,
 ) -> list[Part]:
     x, d = as_rounded(*inputs, delta)
     shape = [*layer.normalized_shape]
@@ -133,25 +136,20 @@ def _find_layer_norm_parts(
         raise Withheld(NO_SAMPLES)
     x, by_place = F.layer_norm(x, shape, eps=layer.eps), (len(x), -1, math.prod(shape))
     x, d = x.reshape(by_place), d.reshape(by_place)
-    return [Scales(inputs=x, delta=d, places=1, **_names(trainable))]
+    return [Scales(inputs=x, delta=d, places=1, **names)]
 
 
 def _find_group_norm_parts(
     layer: nn.GroupNorm,
     inputs: tuple[Tensor],
     delta: Tensor,
-    trainable: Collection[str],
+    names: Names,
 ) -> list[Part]:
     x, d = as_rounded(*inputs, delta)
     x = F.group_norm(x, layer.num_groups, eps=layer.eps)
     by_channel = *x.shape[:2], -1
     x, d = x.reshape(by_channel), d.reshape(by_channel)
-    return [Scales(inputs=x, delta=d, places=2, **_names(trainable))]
-
-
-def _names(trainable: Collection[str]) -> dict[str, Any]:
-    """Return the names of weight and bias as a part takes them."""
-    return {name: name for name in ("weight", "bias") if name in trainable}
+    return [Scales(inputs=x, delta=d, places=2, **names)]
 
 
 LAYERS: dict[type[nn.Module], LayerRule] = {
