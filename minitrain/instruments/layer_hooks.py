@@ -146,7 +146,6 @@ class _LayerWatcher:
         self._module, self._rule = module, LAYERS[type(module)]
         self._trainable = trainable_parameters(module)
         self._names = {name: name for name in self._trainable}
-        self._generators = RandomStates(next(iter(self._trainable.values())).device)
         self._handles: list[RemovableHandle] = []
         self._nodes: list[Node] = []
         self._check = False
@@ -210,7 +209,11 @@ class _LayerWatcher:
         return None
 
     def _on_start(self, *_: object) -> None:
-        self._random_before = self._generators.state_dict()
+        device = next(iter(self._trainable.values())).device
+        try:
+            self._random_before = RandomStates(device).state_dict()
+        except Exception as error:
+            self._stop(error)
 
     def _on_call(
         self, _: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
@@ -278,7 +281,7 @@ class _LayerWatcher:
         of_call = inputs, delta, self._names
         if self._random is None:
             return self._rule.find_parts(self._module, *of_call)
-        with self._generators.replay(self._random):
+        with RandomStates(delta.device).replay(self._random):
             return self._rule.find_parts(self._module, *of_call)
 
     def _stop(self, reason: Exception) -> None:

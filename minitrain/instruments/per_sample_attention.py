@@ -4,7 +4,7 @@ The layer projects its inputs, q = W_q x + b_q and so on, lets q attend to k and
 projects what comes out. No hook sees in between: the projections are functions, not
 modules. So the attention alone is computed once more, and differentiated by q, k and v
 in a backward pass of its own, which needs neither the derivatives by the weights nor
-those by the inputs.
+those by the inputs. With the norms this takes about as long as the layer's own passes.
 
 Source: Vaswani et al., Attention is all you need, 2017.
 """
@@ -89,30 +89,23 @@ def find_attention_parts(
     is_packed = layer.in_proj_weight is not None
     for i, (x, d) in enumerate(zip(inputs[:3], by_projected, strict=True)):
         weight = "in_proj_weight" if is_packed else f"{'qkv'[i]}_proj_weight"
-        bias, rows = (
-            "in_proj_bias",
-            slice(i * layer.embed_dim, (i + 1) * layer.embed_dim),
-        )
+        rows = slice(i * layer.embed_dim, (i + 1) * layer.embed_dim)
+        of_weight = rows if is_packed else ...
         here, beyond = d.tensor_split([x.shape[1]], dim=1)
-        parts += _parts_of_map(x, here, weight, bias, rows if is_packed else ..., rows)
+        parts += _parts_of_map(x, here, weight, "in_proj_bias", of_weight, rows)
         if i > 0:
             parts.append(_part_of_bias(beyond[:, :1], f"bias_{'qkv'[i]}"))
     return [part for part in parts if part.weight + part.bias in names]
 
 
 def _parts_of_map(
-    x: Tensor,
-    d: Tensor,
-    weight: str,
-    bias: str,
-    rows: Rows = ...,
-    bias_rows: Rows = ...,
+    x: Tensor, d: Tensor, weight: str, bias: str, rows: Rows = ..., of_bias: Rows = ...
 ) -> list[Part]:
     """Return the parts of the map W x + b, where both may be rows of a larger one."""
     inputs, delta = as_rounded(x, d)
     return [
         Products(inputs=inputs.mT, delta=delta.mT, weight=weight, rows=rows),
-        _part_of_bias(d, bias, bias_rows),
+        _part_of_bias(d, bias, of_bias),
     ]
 
 

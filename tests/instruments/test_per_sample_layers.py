@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -275,6 +276,27 @@ def test_attention_that_is_said_to_be_causal(needs_weights: bool, padded: bool) 
     assert_right(layer, lambda: distances(layer(x, x, x, **options)[0], targets))
 
 
+@pytest.mark.parametrize("needs_weights", [True, False])
+def test_dropout_is_drawn_again_in_the_way_of_the_layer(
+    needs_weights: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fused kernel draws other numbers than the layer does where it needs weights."""
+    attend = F.scaled_dot_product_attention
+
+    def fused(*args: Any) -> Tensor:
+        torch.rand(1)
+        return attend(*args)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", fused)
+    layer = nn.MultiheadAttention(8, 2, dropout=0.3, batch_first=True)
+    x, targets = torch.randn(2, 5, 4, 8)
+
+    def losses() -> Tensor:
+        return distances(layer(x, x, x, need_weights=needs_weights)[0], targets)
+
+    assert_right(layer, losses)
+
+
 ENCODERS = {
     "norm last": {"dropout": 0.0},
     "norm first": {"dropout": 0.0, "norm_first": True, "activation": "gelu"},
@@ -496,6 +518,15 @@ def test_embeddings_with_options_that_break_the_sum_are_withheld(case: str) -> N
     options, reason = TABLES[case]
     model = nn.Sequential(nn.Embedding(5, 4, **options))
     assert_withheld(model, losses_of(model, torch.randint(5, (3, 2))), f"0: .*{reason}")
+
+
+def test_a_parameter_used_elsewhere_in_another_pass_is_withheld() -> None:
+    layer, x = nn.LayerNorm(4), torch.randn(3, 4)
+    with PerSampleNorms(layer).watch() as norms:
+        layer.weight.square().sum().backward()
+        layer(x).square().mean().backward()
+    assert norms.squared(3) is None
+    assert "its gradient is not" in str(norms.withheld)
 
 
 def test_an_embedding_used_elsewhere_is_withheld() -> None:
