@@ -17,6 +17,7 @@ from minitrain.instruments.per_sample_layers import (
     LAYERS,
     find_layers,
     trainable_parameters,
+    versions_of,
 )
 from minitrain.randomness import RandomStates
 
@@ -163,6 +164,7 @@ class _LayerWatcher:
         self._random: dict[str, Tensor] | None = None
         self._random_before: dict[str, Tensor] | None = None
         self._delta: Tensor | None = None
+        self._parts: list[Part] | None = None
         self._grads: dict[str, Tensor] = {}
 
     def watch(self, check: bool) -> None:
@@ -228,7 +230,7 @@ class _LayerWatcher:
             self._stop(Withheld("it was called more than once in a pass"))
         try:
             self._inputs = self._rule.inputs_of(*args, **kwargs)
-            self._versions = _versions(self._inputs)
+            self._versions = versions_of(self._inputs)
             self._random = self._random_before
             node: Any = output.grad_fn
             node.register_prehook(partial(self._on_gradient, self._step))
@@ -242,6 +244,7 @@ class _LayerWatcher:
         if self._inputs is None or self._delta is not None:
             self._stop(Withheld("more than one gradient came back to it"))
         self._delta = grads[0]
+        self._find_parts()
         if not self._check:
             self._measure()
         self.seconds += time.perf_counter() - start
@@ -250,19 +253,30 @@ class _LayerWatcher:
         earlier = self._grads.get(name)
         self._grads[name] = grads[0] if earlier is None else earlier + grads[0]
 
-    def _measure(self) -> None:
-        """Turn what is kept of a pass into norms."""
+    def _find_parts(self) -> None:
+        """Find the parts of the layer while its weights are still those of the call."""
         if torch.is_grad_enabled():  # in a backward pass, too, with create_graph=True
             with torch.no_grad():
-                return self._measure()
-        inputs, delta = self._inputs, self._delta
-        if inputs is None or delta is None:
-            return
-        self._inputs = self._delta = None
+                return self._find_parts()
+        self._parts = []
         try:
-            if _versions(inputs) != self._versions:
+            of_call = self._inputs, self._delta, self._names, self._random
+            self._parts = self._rule.find_parts_of(self._module, *of_call)
+        except Exception as error:  # watching must not end a training
+            self._stop(error)
+
+    def _measure(self) -> None:
+        """Turn the parts of a pass into norms."""
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self._measure()
+        inputs, delta, parts = self._inputs, self._delta, self._parts
+        if inputs is None or delta is None or parts is None:
+            return
+        self._inputs = self._delta = self._parts = None
+        try:
+            if versions_of(inputs) != self._versions:
                 raise Withheld("its input was changed in place")
-            parts = self._find_parts(inputs, delta)
             norms = sample_norms(parts)
             if self._check:
                 # Half of the digits: more are lost only where the addends cancel.
@@ -272,28 +286,12 @@ class _LayerWatcher:
                     check_sum(parts, self._grads, tolerance)
             self.norms.append(norms)
             self._num_samples += len(delta)
-        except Exception as error:  # watching must not end a training
+        except Exception as error:
             self._stop(error)
         self._grads.clear()
-
-    def _find_parts(self, inputs: tuple[Any, ...], delta: Tensor) -> list[Part]:
-        """Find the parts of the layer, with the random numbers of the call."""
-        of_call = inputs, delta, self._names
-        if self._random is None:
-            return self._rule.find_parts(self._module, *of_call)
-        with RandomStates(delta.device).replay(self._random):
-            return self._rule.find_parts(self._module, *of_call)
 
     def _stop(self, reason: Exception) -> None:
         if self._obstacle is None:
             known = isinstance(reason, Withheld)
             kind = "" if known else f"{type(reason).__name__}: "
             self._obstacle = f"{kind}{reason}"
-
-
-def _versions(inputs: tuple[Any, ...]) -> list[int]:
-    """Return how often each tensor was changed in place.
-
-    Autograd compares the numbers in the same way; they have no public name.
-    """
-    return [x._version for x in inputs if isinstance(x, Tensor)]

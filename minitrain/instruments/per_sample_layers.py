@@ -27,6 +27,7 @@ from minitrain.instruments.per_sample_attention import (
     find_attention_parts,
     refuse_attention,
 )
+from minitrain.randomness import RandomStates
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -37,6 +38,14 @@ Names = dict[str, Any]
 def single_input(*args: Any, **kwargs: Any) -> tuple[Tensor]:
     """Return the one argument of a call, whatever it is called."""
     return (args[0] if args else next(iter(kwargs.values())),)
+
+
+def versions_of(inputs: tuple[Any, ...]) -> list[int]:
+    """Return how often each tensor was changed in place.
+
+    Autograd compares the numbers in the same way; they have no public name.
+    """
+    return [x._version for x in inputs if isinstance(x, Tensor)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +64,15 @@ class LayerRule:
     never called."""
     draws: Callable[[Any], bool] = lambda layer: False
     """Returns whether finding the parts draws the call's random numbers again."""
+
+    def find_parts_of(
+        self, layer: Any, inputs: Any, delta: Any, names: Names, random: Any
+    ) -> list[Part]:
+        """Find the parts, with the random numbers that followed on a state, if any."""
+        if random is None:
+            return self.find_parts(layer, inputs, delta, names)
+        with RandomStates(delta.device).replay(random):
+            return self.find_parts(layer, inputs, delta, names)
 
 
 def _find_linear_parts(

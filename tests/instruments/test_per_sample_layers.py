@@ -600,6 +600,17 @@ def test_passes_are_joined_whatever_draws_in_between() -> None:
     torch.testing.assert_close(norms.squared(7), torch.cat(exact), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("check", [False, True])
+def test_a_step_before_the_end_of_watching_changes_no_norm(check: bool) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    losses = losses_of(layer.eval(), torch.randn(5, 4, 8))
+    exact = exact_squares(layer, losses)
+    with PerSampleNorms(layer).watch(check=check) as norms:
+        losses().mean().backward()
+        torch.optim.SGD(layer.parameters(), lr=1.0).step()
+    torch.testing.assert_close(norms.squared(5), exact, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("vector", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("check", [False, True])
