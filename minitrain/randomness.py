@@ -64,6 +64,16 @@ class RandomStates:
             state = state_dict[self._device.type]
             self._generators.set_rng_state(state, *self._which)
 
+    @contextmanager
+    def replay(self, state_dict: dict[str, Any]) -> Iterator[None]:
+        """Draw the numbers that followed on a state again, and then go on as before."""
+        now = self.state_dict()
+        try:
+            self.load_state_dict(state_dict)
+            yield
+        finally:
+            self.load_state_dict(now)
+
 
 def _pack(numbers: tuple[int, ...], gauss: float | None) -> Tensor:
     """Return the state of a Mersenne twister as a tensor of float64, exact for 32 bits.
@@ -84,15 +94,14 @@ def _unpack(state: Tensor) -> tuple[list[int], float | None]:
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Put random states, buffers and modes back, whatever happens to them inside."""
     states = RandomStates(device)
-    random_states = states.state_dict()
     # A lazy module has buffers without values before it is called.
     filled = [buffer for buffer in model.buffers() if not is_lazy(buffer)]
     buffers = [(buffer, buffer.detach().clone()) for buffer in filled]
     modes = [(module, module.training) for module in model.modules()]
     try:
-        yield
+        with states.replay(states.state_dict()):
+            yield
     finally:
-        states.load_state_dict(random_states)
         for module, mode in modes:
             module.training = mode
         with torch.no_grad():

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from minitrain.instruments.per_sample import (
+from minitrain.instruments.per_sample import Part, Withheld, check_sum, sample_norms
+from minitrain.instruments.per_sample_layers import (
     BATCH_NORMS,
-    Layer,
-    Withheld,
-    check_sum,
+    LAYERS,
     find_layers,
-    sample_norms,
     trainable_parameters,
-    widen,
+    versions_of,
 )
+from minitrain.randomness import RandomStates
 
 
 class PerSampleNorms:
@@ -41,8 +40,10 @@ class PerSampleNorms:
     but the i-th entry of the first dimension. BatchNorm, which breaks that, is
     recognized; other code that mixes samples is not.
 
-    Known are trainable parameters of `nn.Linear` and `nn.Conv2d`; for models with
-    others the norms are withheld and `withheld` says why.
+    Known are the trainable parameters of the layers in `per_sample_layers.LAYERS`, such
+    as `nn.Linear`, convolutions, `nn.Embedding`, `nn.LayerNorm` and
+    `nn.MultiheadAttention`; for models with others the norms are withheld and
+    `withheld` says why.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -141,10 +142,11 @@ class _LayerWatcher:
     gradients of the parameters too, which come later. They hold on to one pass at most.
     """
 
-    def __init__(self, name: str, module: Layer) -> None:
+    def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
-        self._module = module
+        self._module, self._rule = module, LAYERS[type(module)]
         self._trainable = trainable_parameters(module)
+        self._names = {name: name for name in self._trainable}
         self._handles: list[RemovableHandle] = []
         self._nodes: list[Node] = []
         self._check = False
@@ -157,10 +159,13 @@ class _LayerWatcher:
         self._step = object()
         self.seconds = 0.0
         self._obstacle: str | None = None
-        self._inputs: Tensor | None = None
-        self._version = 0
+        self._inputs: tuple[Any, ...] | None = None
+        self._versions: list[int] = []
+        self._random: dict[str, Tensor] | None = None
+        self._random_before: dict[str, Tensor] | None = None
         self._delta: Tensor | None = None
-        self._grads: list[Tensor] = []
+        self._parts: list[Part] | None = None
+        self._grads: dict[str, Tensor] = {}
 
     def watch(self, check: bool) -> None:
         """Forget earlier passes, and set the hooks."""
@@ -171,11 +176,16 @@ class _LayerWatcher:
                 self._on_call, prepend=True, with_kwargs=True
             )
         ]
+        if self._rule.draws(self._module):
+            hooks.append(self._module.register_forward_pre_hook(self._on_start))
         if check:
             # A hook of a parameter itself would leave an empty dictionary behind that
             # every later pass looks into. A node lives as long as somebody holds it.
             self._nodes = [get_gradient_edge(p).node for p in self._trainable.values()]
-            hooks += [node.register_prehook(self._on_sum) for node in self._nodes]
+            hooks += [
+                node.register_prehook(partial(self._on_sum, name))
+                for name, node in zip(self._trainable, self._nodes, strict=True)
+            ]
         self._handles += hooks
 
     def close(self) -> None:
@@ -200,9 +210,18 @@ class _LayerWatcher:
             )
         return None
 
+    def _on_start(self, *_: object) -> None:
+        device = next(iter(self._trainable.values())).device
+        try:
+            self._random_before = RandomStates(device).state_dict()
+        except Exception as error:
+            self._stop(error)
+
     def _on_call(
-        self, _: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor
+        self, _: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
     ) -> None:
+        if isinstance(output, tuple):  # of attention, and its weights
+            output = output[0]
         if not output.requires_grad:
             return
         if self._delta is not None:
@@ -210,9 +229,9 @@ class _LayerWatcher:
         elif self._inputs is not None:
             self._stop(Withheld("it was called more than once in a pass"))
         try:
-            inputs = args[0] if args else kwargs["input"]
-            # Autograd compares versions in the same way; they have no public name.
-            self._inputs, self._version = inputs, inputs._version
+            self._inputs = self._rule.inputs_of(*args, **kwargs)
+            self._versions = versions_of(self._inputs)
+            self._random = self._random_before
             node: Any = output.grad_fn
             node.register_prehook(partial(self._on_gradient, self._step))
         except Exception as error:
@@ -225,40 +244,49 @@ class _LayerWatcher:
         if self._inputs is None or self._delta is not None:
             self._stop(Withheld("more than one gradient came back to it"))
         self._delta = grads[0]
+        self._find_parts()
         if not self._check:
             self._measure()
         self.seconds += time.perf_counter() - start
 
-    def _on_sum(self, grads: tuple[Tensor, ...]) -> None:
-        self._grads.append(grads[0])
+    def _on_sum(self, name: str, grads: tuple[Tensor, ...]) -> None:
+        earlier = self._grads.get(name)
+        self._grads[name] = grads[0] if earlier is None else earlier + grads[0]
 
-    def _measure(self) -> None:
-        """Turn what is kept of a pass into norms."""
+    def _find_parts(self) -> None:
+        """Find the parts of the layer while its weights are still those of the call."""
         if torch.is_grad_enabled():  # in a backward pass, too, with create_graph=True
             with torch.no_grad():
-                return self._measure()
-        inputs, delta = self._inputs, self._delta
-        if inputs is None or delta is None:
-            return
-        self._inputs = self._delta = None
+                return self._find_parts()
+        self._parts = []
         try:
-            if inputs._version != self._version:
+            of_call = self._inputs, self._delta, self._names, self._random
+            self._parts = self._rule.find_parts_of(self._module, *of_call)
+        except Exception as error:  # watching must not end a training
+            self._stop(error)
+
+    def _measure(self) -> None:
+        """Turn the parts of a pass into norms."""
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self._measure()
+        inputs, delta, parts = self._inputs, self._delta, self._parts
+        if inputs is None or delta is None or parts is None:
+            return
+        self._inputs = self._delta = self._parts = None
+        try:
+            if versions_of(inputs) != self._versions:
                 raise Withheld("its input was changed in place")
-            x, d = inputs, delta
-            if not x.dtype == d.dtype == torch.float32:
-                # The layer itself has rounded its inputs to autocast's dtype.
-                x, d = widen(x.to(d.dtype)), widen(d)
-            norms = sample_norms(self._module, x, d, self._trainable)
+            norms = sample_norms(parts)
             if self._check:
                 # Half of the digits: more are lost only where the addends cancel.
                 tolerance = math.sqrt(torch.finfo(delta.dtype).eps)
                 tolerance *= torch.stack(norms).sum()
-                of_layer = self._module, x, d, self._trainable
-                with torch.autocast(x.device.type, enabled=False):
-                    check_sum(*of_layer, self._grads, tolerance)
+                with torch.autocast(delta.device.type, enabled=False):
+                    check_sum(parts, self._grads, tolerance)
             self.norms.append(norms)
             self._num_samples += len(delta)
-        except Exception as error:  # watching must not end a training
+        except Exception as error:
             self._stop(error)
         self._grads.clear()
 

@@ -4,159 +4,221 @@ The backward pass computes for each layer the derivatives of the loss by its out
 sample by sample, and adds up their products with its inputs to the gradient. The norms
 of the addends follow from the same two tensors, at the cost of a fraction of a pass.
 
+What a layer does with its parameters is one of three things, or several of them: it
+multiplies by a matrix (`Products`), it scales each feature (`Scales`), or it looks up
+rows of a table (`Lookups`). `per_sample_layers` says which layer does what.
+
 Source: Goodfellow, Efficient per-example gradient computations, 2015; for more places
 Li et al., Large language models can be strong differentially private learners, 2021.
 """
 
-from collections.abc import Collection, Sequence
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import EllipsisType
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-Layer = nn.Linear | nn.Conv2d
-"""What the norms are known for."""
+NO_SAMPLES = "its input has no dimension for the samples"
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+Rows = slice | EllipsisType
 
 
 class Withheld(Exception):
     """The reason why there are no norms."""
 
 
-def find_layers(model: nn.Module) -> dict[str, Layer]:
-    """Return the layers with trainable parameters, by their names.
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Part(ABC):
+    """What one use of a weight and a bias adds to the gradient, sample by sample."""
 
-    Raises:
-        Withheld: The norms of one of them are not known, or samples are mixed.
-    """
-    layers: dict[str, Layer] = {}
-    owners: dict[nn.Parameter, str] = {}
-    for prefix, module in model.named_modules():
-        kind = type(module).__name__
-        if isinstance(module, BATCH_NORMS) and (
-            module.training or module.running_mean is None
-        ):
-            raise Withheld(f"{prefix or 'the model'}: {kind} mixes the samples")
-        trainable = trainable_parameters(module)
-        for attribute, parameter in trainable.items():
-            name = f"{prefix}.{attribute}" if prefix else attribute
-            # Subclasses may compute anything.
-            known = type(module) in (nn.Linear, nn.Conv2d)
-            if not known or attribute not in ("weight", "bias"):
-                raise Withheld(
-                    f"{name}: known are the norms for weight and bias of Linear and "
-                    f"Conv2d, not for those of {kind}"
-                )
-            if not parameter.is_floating_point():
-                raise Withheld(f"{name}: {parameter.dtype} is not real")
-            if parameter.device != next(iter(owners), parameter).device:
-                raise Withheld(f"{name}: the model lies on more than one device")
-            if parameter in owners:
-                raise Withheld(f"{name}: it is {owners[parameter]} too")
-            owners[parameter] = name
-        if trainable:
-            assert isinstance(module, Layer)
-            layers[prefix] = module
-    if not layers:
-        raise Withheld("the model has no trainable parameter")
-    return layers
+    inputs: Tensor
+    """x, whose first dimension has the samples."""
+    delta: Tensor
+    """d, the derivatives of the loss by the outputs."""
+    weight: str = ""
+    """The weight's name in the layer; none if it is not trained."""
+    bias: str = ""
+    """The bias's name, likewise. A bias is the weight of a constant input 1."""
+    rows: Rows = ...
+    """Those of the parameters that are used here."""
 
+    @abstractmethod
+    def norms(self) -> list[Tensor]:
+        """Return the norms of the samples' gradients, in one part or two: (N,)."""
 
-def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the module's own trainable parameters, by their attributes."""
-    own = module.named_parameters(recurse=False, remove_duplicate=False)
-    return {attribute: p for attribute, p in own if p.requires_grad}
+    @abstractmethod
+    def difference(self, grads: Mapping[str, Tensor]) -> Tensor:
+        """Return what the samples' gradients add up to, less that of the parameters.
+
+        Both are multiplied by a fixed random direction v, and 1 for the bias, which is
+        much cheaper: sum_il d_il (x_il . v + 1) - (grad W v + grad b).
+
+        Args:
+            grads: The gradients of the layer's parameters by their names.
+        """
+
+    def _along(self, v: Tensor, grads: Mapping[str, Tensor]) -> Tensor:
+        """Return grad W v + grad b."""
+        along = v.new_zeros(1)
+        if self.weight in grads:
+            along = along + widen(grads[self.weight][self.rows]).reshape(-1, len(v)) @ v
+        if self.bias in grads:
+            along = along + widen(grads[self.bias][self.rows]).flatten()
+        return along
 
 
-def sample_norms(
-    module: Layer, inputs: Tensor, delta: Tensor, trainable: Collection[str]
-) -> list[Tensor]:
-    """Return the norms of a layer's per-sample gradients, in one part or two: (N,).
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Products(Part):
+    """y_l = W x_l + b at the places l of a sample; its gradient is sum_l d_l x_l^T.
 
-    With the inputs x_l and the derivatives d_l at the places l of a sample, the square
-    is |sum_l d_l x_l^T|^2, or sum_lm (x_l . x_m) (d_l . d_m), whichever is cheaper: for
-    a single place, |x|^2 |d|^2. A bias is the weight of a constant input 1.
+    Its square is |sum_l d_l x_l^T|^2, or sum_lm (x_l . x_m) (d_l . d_m), whichever is
+    cheaper. For a single place it is |x|^2 |d|^2.
 
     >>> x, d = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[1.0], [2.0]])
-    >>> sample_norms(nn.Linear(2, 1), x, d, ["weight"])
+    >>> Products(inputs=x, delta=d, weight="weight").norms()
     [tensor([5., 4.])]
 
-    Args:
-        module: The layer.
-        inputs: Its inputs, the samples in the first dimension.
-        delta: The derivatives of the loss by its outputs.
-        trainable: Those of `weight` and `bias` that are trained.
-
-    Raises:
-        Withheld: The inputs have no dimension for the samples.
+    The shapes are (B, K, L) and (B, O, L), a column for each place, or (N, K) and
+    (N, O). Groups of channels have parts of the gradient of their own: B = N * groups.
     """
-    weight, bias = "weight" in trainable, "bias" in trainable
-    if inputs.dim() == 2:
-        of_bias = torch.linalg.vector_norm(delta, dim=1)
-        if not weight:
-            return [of_bias]
-        of_weight = torch.linalg.vector_norm(inputs, dim=1).mul_(of_bias)
-        return [of_weight, of_bias] if bias else [of_weight]
-    with torch.autocast(inputs.device.type, enabled=False):
-        return [_norms_over_places(module, inputs, delta, weight, bias)]
+
+    groups: int = 1
+
+    def norms(self) -> list[Tensor]:
+        if self.inputs.dim() == 2:
+            of_bias = torch.linalg.vector_norm(self.delta, dim=1)
+            if not self.weight:
+                return [of_bias]
+            of_weight = torch.linalg.vector_norm(self.inputs, dim=1).mul_(of_bias)
+            return [of_weight, of_bias] if self.bias else [of_weight]
+        with torch.autocast(self.inputs.device.type, enabled=False):
+            return [self._norms_over_places()]
+
+    def _norms_over_places(self) -> Tensor:
+        """Return the norms where the gradient of a sample is a sum over places."""
+        x, d = self.inputs, self.delta
+        weight, bias = bool(self.weight), bool(self.bias)
+        num_inputs, num_outputs, num_places = x.shape[1], d.shape[1], x.shape[2]
+        if num_places * (num_inputs + num_outputs) < num_inputs * num_outputs:
+            similar = torch.bmm(x.mT, x) * int(weight) + int(bias)
+            # Rounding can make the square of a norm near 0 negative.
+            squares = (similar * torch.bmm(d.mT, d)).sum(dim=(1, 2)).clamp(min=0)
+        else:
+            squares = d.sum(dim=2).square().sum(dim=1) * int(bias)
+            if weight:
+                squares += torch.bmm(d, x.mT).square().sum(dim=(1, 2))
+        return squares.view(-1, self.groups).sum(dim=1).sqrt()
+
+    def difference(self, grads: Mapping[str, Tensor]) -> Tensor:
+        x, d = self.inputs, self.delta
+        if x.dim() == 2:
+            x, d = x.unsqueeze(2), d.unsqueeze(2)
+        v = _direction(x.shape[1], x)
+        along = v @ x * bool(self.weight) + bool(self.bias)
+        num_samples = len(x) // self.groups
+        total = torch.bmm(d, along.unsqueeze(2)).view(num_samples, -1).sum(dim=0)
+        return total - self._along(v, grads)
 
 
-def _norms_over_places(
-    module: Layer, inputs: Tensor, delta: Tensor, weight: bool, bias: bool
-) -> Tensor:
-    """Return the norms where the gradient of a sample is a sum over places."""
-    x, d = _columns(module, inputs, delta)
-    num_inputs, num_outputs, num_places = x.shape[1], d.shape[1], x.shape[2]
-    if num_places * (num_inputs + num_outputs) < num_inputs * num_outputs:
-        similar = torch.bmm(x.mT, x) * int(weight) + int(bias)
-        # Rounding can make the square of a norm near 0 negative.
-        squares = (similar * torch.bmm(d.mT, d)).sum(dim=(1, 2)).clamp(min=0)
-    else:
-        squares = d.sum(dim=2).square().sum(dim=1) * int(bias)
-        if weight:
-            squares += torch.bmm(d, x.mT).square().sum(dim=(1, 2))
-    # Groups of channels have parts of the gradient of their own.
-    return squares.view(len(delta), -1).sum(dim=1).sqrt()
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Scales(Part):
+    """y_lk = w_k x_lk + b_k; a sample's gradient is sum_l x_lk d_lk.
+
+    The shapes are (N, L, K), or (N, K, L) where `places` is 2.
+
+    >>> x, d = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[1.0, 2.0]]])
+    >>> Scales(inputs=x, delta=d, weight="weight", bias="bias").norms()
+    [tensor([8.5440]), tensor([2.2361])]
+    """
+
+    places: int = 1
+    """The dimension of the places, 1 or 2."""
+
+    def norms(self) -> list[Tensor]:
+        used = [(self.weight, self.inputs), (self.bias, None)]
+        return [
+            torch.linalg.vector_norm(self._sums(x), dim=1) for name, x in used if name
+        ]
+
+    def _sums(self, factor: Tensor | None) -> Tensor:
+        """Return the derivatives, times a factor, summed over the places: (N, K)."""
+        d = self.delta if factor is None else self.delta * factor
+        return d.sum(dim=self.places)
+
+    def difference(self, grads: Mapping[str, Tensor]) -> Tensor:
+        v = _direction(1, self.inputs)
+        along = v * self.inputs * bool(self.weight)
+        total = self._sums(along + bool(self.bias)).sum(dim=0)
+        return total - self._along(v, grads)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Lookups(Part):
+    """y_l is row t_l of a table; row t of a sample's gradient is sum_{l: t_l = t} d_l.
+
+    The shapes are (N, L) and (N, L, E).
+
+    >>> tokens, d = torch.tensor([[5, 5, 2]]), torch.tensor([[[1.0], [2.0], [4.0]]])
+    >>> Lookups(inputs=tokens, delta=d, weight="weight", num_rows=6).norms()
+    [tensor([5.])]
+    """
+
+    num_rows: int
+
+    def norms(self) -> list[Tensor]:
+        num_samples = len(self.inputs)
+        first = torch.arange(num_samples, device=self.inputs.device) * self.num_rows
+        # Each sample has a table of its own, of which only what it uses is built.
+        used, at = (self.inputs + first[:, None]).unique(return_inverse=True)
+        sums = self.delta.new_zeros(len(used), self.delta.shape[2])
+        sums.index_add_(0, at.flatten(), self.delta.flatten(0, 1))
+        squares = self.delta.new_zeros(num_samples)
+        squares.index_add_(0, used // self.num_rows, sums.square().sum(dim=1))
+        return [squares.sqrt()]
+
+    def difference(self, grads: Mapping[str, Tensor]) -> Tensor:
+        v = _direction(self.num_rows, self.delta)
+        total = v[self.inputs].flatten() @ self.delta.flatten(0, 1)
+        return total - self._along(v, {name: grad.mT for name, grad in grads.items()})
+
+
+def sample_norms(parts: Sequence[Part]) -> list[Tensor]:
+    """Return the norms of a layer's per-sample gradients, in one part or more: (N,)."""
+    return [norm for part in parts for norm in part.norms()]
 
 
 def check_sum(
-    module: Layer,
-    inputs: Tensor,
-    delta: Tensor,
-    trainable: Collection[str],
-    grads: Sequence[Tensor],
-    tolerance: Tensor,
+    parts: Sequence[Part], grads: Mapping[str, Tensor], tolerance: Tensor
 ) -> None:
     """Make sure that the samples' gradients add up to those of the parameters.
 
-    Both are multiplied by a fixed random direction v, and 1 for the bias, which is much
-    cheaper: sum_il d_il (x_il . v + 1) = grad W v + grad b.
-
     Args:
-        module: The layer.
-        inputs: As for `sample_norms`.
-        delta: As for `sample_norms`.
-        trainable: As for `sample_norms`.
-        grads: The gradients of the trainable parameters.
+        parts: The parts of the layer.
+        grads: The gradients of its trainable parameters by their names.
         tolerance: The largest difference that rounding may explain.
 
     Raises:
         Withheld: They do not.
     """
-    x, d = _columns(module, inputs, delta)
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(x.shape[1], generator=generator).to(x)
-    along = v @ x * int("weight" in trainable) + int("bias" in trainable)
-    difference = torch.bmm(d, along.unsqueeze(2)).view(len(delta), -1).sum(dim=0)
-    for grad in grads:
-        difference -= widen(grad).flatten(1) @ v if grad.dim() > 1 else widen(grad)
-    if not difference.abs().max() <= tolerance:
-        raise Withheld(
-            "its gradient is not finite, or not the sum over the samples of what came "
-            "back to it: a parameter is used elsewhere too, the loss has a penalty, or "
-            "a hook changes the gradient"
-        )
+    for part in parts:
+        if not part.difference(grads).abs().max() <= tolerance:
+            raise Withheld(
+                "its gradient is not finite, or not the sum over the samples of what "
+                "came back to it: a parameter is used elsewhere too, the loss has a "
+                "penalty, or a hook changes the gradient"
+            )
+
+
+def as_rounded(inputs: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both in float32 at least, for sums, the inputs as the layer saw them.
+
+    It has rounded them itself to autocast's dtype, that of its outputs.
+    """
+    if inputs.dtype == delta.dtype == torch.float32:
+        return inputs, delta
+    return widen(inputs.to(delta.dtype)), widen(delta)
 
 
 def widen(tensor: Tensor) -> Tensor:
@@ -164,27 +226,7 @@ def widen(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _columns(module: Layer, inputs: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return inputs and derivatives, a column for each place: (B, K, L), (B, O, L).
-
-    Of a convolution a column of inputs is the patch that a position sees. Each group of
-    its channels counts as a sample of its own: B is then N * groups.
-    """
-    num = len(inputs)
-    if isinstance(module, nn.Linear):
-        if inputs.dim() < 2:
-            raise Withheld("its input has no dimension for the samples")
-        x = inputs.reshape(num, -1, module.in_features)
-        return x.mT, delta.reshape(num, -1, module.out_features).mT
-    if inputs.dim() < 4:
-        raise Withheld("its input has no dimension for the samples")
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    # What Conv2d itself gives to F.pad: the one place with the numbers of "same".
-    x = F.pad(inputs, module._reversed_padding_repeated_twice, mode)
-    for axis, size, stride, gap in zip(
-        (2, 3), module.kernel_size, module.stride, module.dilation, strict=True
-    ):
-        x = x.unfold(axis, gap * (size - 1) + 1, stride)[..., ::gap]
-    x = x.permute(0, 1, 4, 5, 2, 3)  # (N, channels, *kernel, *positions)
-    num, num_places = num * module.groups, delta.shape[2] * delta.shape[3]
-    return x.reshape(num, -1, num_places), delta.reshape(num, -1, num_places)
+def _direction(num_entries: int, like: Tensor) -> Tensor:
+    """Return the fixed random direction v of the check."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(num_entries, generator=generator).to(like)

@@ -43,13 +43,11 @@ class BatchLoss:
     @contextmanager
     def untouched(self) -> Iterator[None]:
         """Put random states and buffers back, whatever happens to them inside."""
-        random = self._random.state_dict()
         buffers = [(b, b.detach().clone()) for b in self._model.buffers()]
         try:
-            self._random.load_state_dict(self._start)
-            yield
+            with self._random.replay(self._start):
+                yield
         finally:
-            self._random.load_state_dict(random)
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)

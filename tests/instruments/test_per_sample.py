@@ -279,9 +279,9 @@ WITHHELD = {
     "flat": (Flat, "linear: its inputs have 12 entries for 6 samples"),
     "subclass": (lambda: nn.Sequential(Scaled(4, 4)), "0.weight: .* not .* of Scaled"),
     "parameter": (Scale, "scale: .* Scale"),
-    "layer norm": (
-        lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)),
-        "1.weight: .* LayerNorm",
+    "activation with a parameter": (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.PReLU()),
+        "1.weight: .* PReLU",
     ),
     "batch norm": (
         lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False)),
