@@ -131,9 +131,9 @@ def size_of(batch: Batch) -> int:
         ValueError: It is no pair (inputs, targets) of samples.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        what = f"a {type(batch).__name__}"
+        what = f"of type {type(batch).__name__}"
         if isinstance(batch, Sized):
-            what += f" of {len(batch)}"
+            what += f" and length {len(batch)}"
         raise ValueError(
             f"a batch is {what}: it must be a pair (inputs, targets), each of them a "
             "tensor or a nested tuple, list or dictionary of tensors"

@@ -175,4 +175,4 @@ def collate(items: Sequence[Any]) -> tuple[Samples, Samples]:
 
 
 def _column(parts: Sequence[Any]) -> Samples:
-    return None if all(part is None for part in parts) else default_collate(parts)
+    return None if all(part is None for part in parts) else default_collate([*parts])

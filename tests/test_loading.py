@@ -1,6 +1,7 @@
 """Data sets in batches: the same bits in every process, order and life."""
 
 import copy
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -53,7 +54,7 @@ def drawn(batches: DatasetBatches, epoch: int, skip: int = 0) -> list[list[Tenso
 def same(a: list[list[Tensor]], b: list[list[Tensor]]) -> bool:
     if [len(batch) for batch in a] != [len(batch) for batch in b]:
         return False
-    pairs = zip(sum(a, []), sum(b, []), strict=True)
+    pairs = zip(itertools.chain(*a), itertools.chain(*b), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)
 
 
@@ -139,7 +140,7 @@ def test_targets_may_be_none() -> None:
     """Of all samples, that is; of some it is an error."""
     batches = DatasetBatches([(torch.ones(2), None)] * 3, 2)
     assert [targets for _, targets in batches.epoch(1)] == [None, None]
-    with pytest.raises(ValueError, match="cannot be one batch: .*NoneType"):
+    with pytest.raises(ValueError, match=r"cannot be one batch: .*NoneType"):
         list(DatasetBatches([(1.0, None), (1.0, 2)], 2).epoch(1))
 
 
