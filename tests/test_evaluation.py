@@ -77,6 +77,7 @@ CLASSES = torch.tensor([0, 1, 0, 1])
     ("outputs", "targets"),
     [
         (torch.randn(4, 1), CLASSES),  # the logit of a binary model
+        (torch.randn(4, 1), torch.zeros(4).long()),
         (torch.randn(4, 1), CLASSES[:, None].float()),
         (torch.randn(4), CLASSES),
         (torch.randn(4, 5, 2), torch.ones(4, 5).long()),  # (N, L, V)
