@@ -105,3 +105,15 @@ def released_rnns(module: nn.Module) -> Iterator[None]:
                 None if weight is None else weakref.ref(weight)
                 for weight in rnn._flat_weights
             ]
+
+
+def end_workers(iterator: Any) -> None:
+    """End the workers of a DataLoader's iterator, if it has any.
+
+    torch does so when the iterator is deleted. After an error of a worker that is left
+    to the garbage collector, which may run anywhere: in a fork, too, that has no right
+    to these processes.
+    """
+    shut_down = getattr(iterator, "_shutdown_workers", None)
+    if shut_down is not None:
+        shut_down()

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Protocol, TypeGuard, cast
 
@@ -36,7 +36,7 @@ class Batches:
 
     Args:
         inputs: A tensor, or a nested tuple, list or dictionary of tensors.
-        targets: The same.
+        targets: The same, or None where the loss needs none.
         batch_size: Samples in a batch.
         seed: Of the order.
 
@@ -51,7 +51,9 @@ class Batches:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        num_inputs, num_targets = count(self.inputs), count(self.targets)
+        num_inputs = num_targets = count(self.inputs)
+        if self.targets is not None:
+            num_targets = count(self.targets)
         if num_inputs != num_targets:
             raise ValueError(
                 f"{num_inputs} inputs and {num_targets} targets: each input needs one "
@@ -62,7 +64,7 @@ class Batches:
     @property
     def num_samples(self) -> int:
         """The samples of an epoch."""
-        return count(self.targets)
+        return count(self.inputs)
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size)
@@ -129,9 +131,12 @@ def size_of(batch: Batch) -> int:
         ValueError: It is no pair (inputs, targets) of samples.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
+        what = f"of type {type(batch).__name__}"
+        if isinstance(batch, Sized):
+            what += f" and length {len(batch)}"
         raise ValueError(
-            f"a batch is {type(batch).__name__}: it must be a pair (inputs, targets), "
-            "each of them a tensor or a nested tuple, list or dictionary of tensors"
+            f"a batch is {what}: it must be a pair (inputs, targets), each of them a "
+            "tensor or a nested tuple, list or dictionary of tensors"
         )
     inputs, targets = batch
     return count(inputs if next(tensors_in(targets), None) is None else targets)

@@ -45,7 +45,7 @@ def check_training(
             "constant one is the optimizer's own: leave lr out"
         )
     _check_optimizer(model, optimizer)
-    _check_batches(batches, start)
+    check_batches(batches, start)
 
 
 def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
@@ -70,7 +70,13 @@ def _parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
                 yield param
 
 
-def _check_batches(batches: Any, start: int) -> None:
+def check_batches(batches: Any, start: int = 0) -> None:
+    """Make sure that batches are no data set, and known where `start` passes some over.
+
+    Raises:
+        TypeError: They are a data set, which has samples.
+        ValueError: Those after the first `start` ones may be others each time.
+    """
     if has_epochs(batches):
         return
     if isinstance(batches, Dataset):
@@ -80,29 +86,14 @@ def _check_batches(batches: Any, start: int) -> None:
         )
     if start and not isinstance(batches, list | tuple):
         raise ValueError(
-            f"start = {start}: a {type(batches).__name__} draws its order from a state "
-            "that cannot be had again, so the run would go on with other batches; give "
-            "Batches or DatasetBatches, whose order is a function of the epoch"
+            f"start = {start}: the batches of a {type(batches).__name__} may be others "
+            "each time, and the run would go on with the wrong ones; give Batches or "
+            "DatasetBatches, whose order is a function of the epoch, or a list"
         )
-
-
-def lr_ratios(optimizer: Optimizer) -> list[float]:
-    """Return the learning rate of every group over that of the first one.
-
-    Raises:
-        ValueError: That of the first one is 0, and another's is not.
-    """
-    first, *_ = lrs = [float(group["lr"]) for group in optimizer.param_groups]
-    if first == 0 and any(lrs):
-        raise ValueError(
-            "the learning rate of the first group is 0: with lr=... those of the other "
-            "groups are kept in proportion to it"
-        )
-    return [1.0 if lr == first else lr / first for lr in lrs]
 
 
 def check_loss(loss: Any) -> None:
-    """Make sure that a loss is one number that a gradient can be taken of.
+    """Make sure that a loss is one number.
 
     Raises:
         ValueError: It is not.
@@ -117,12 +108,26 @@ def check_loss(loss: Any) -> None:
         )
 
 
+def check_dependence(has_gradient: bool) -> None:
+    """Make sure that there is a gradient to walk against.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not has_gradient:
+        raise ValueError(
+            "the loss depends on no parameter that the optimizer updates: compute it "
+            "from the outputs of the model, without torch.no_grad, detach or item, and "
+            "with requires_grad of the parameters on"
+        )
+
+
 def warn_of_evaluation_mode() -> None:
-    """Tell, once, that a whole model was left in evaluation mode."""
+    """Tell that a whole model was left in evaluation mode."""
     warnings.warn(
         "the model is in evaluation mode: dropout and batch normalization do not train "
         "from here on; call model.train() after model.eval()",
-        stacklevel=3,
+        stacklevel=4,  # the loop that asks for the steps
     )
 
 

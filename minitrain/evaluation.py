@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minitrain.batches import Batch, Epochs, epoch_of, size_of
-from minitrain.checks import check_loss
+from minitrain.checks import check_batches, check_loss
 from minitrain.samples import Samples, count, join, move, part
 
 Metrics = Callable[[Any, Any], Mapping[str, Tensor]]
@@ -47,9 +47,12 @@ def evaluate(
         metrics: By default the accuracy, where `accuracy` has one to measure.
 
     Raises:
-        ValueError: There is no batch, or a metric is not one number for each sample.
+        ValueError: There is no batch, a batch or loss has another form, or a metric is
+            not one number for each sample.
+        TypeError: The batches are a data set, which has samples.
     """
-    device = next(model.parameters()).device
+    check_batches(batches)
+    device = _device_of(model)
     losses: list[Tensor] = []
     sums: dict[str, list[Tensor]] = {}
     num_samples = 0
@@ -59,8 +62,7 @@ def evaluate(
             inputs, targets = move(batch, device)
             outputs = model(inputs)
             num_samples += size
-            loss = loss_fn(outputs, targets)
-            check_loss(loss)
+            check_loss(loss := loss_fn(outputs, targets))
             losses.append(loss.double().reshape(()) * size)
             for name, values in (metrics or accuracy)(outputs, targets).items():
                 sums.setdefault(name, []).append(_sum(name, values, size))
@@ -97,7 +99,8 @@ def accuracy(outputs: Any, targets: Any) -> dict[str, Tensor]:
 
     There is one where outputs (N, C, ...) are logits of C > 1 classes in the second
     dimension and targets (N, ...) numbers of them, and nothing otherwise: also where
-    the last dimension could be that of the classes as well, or a target is none.
+    the last dimension could be that of the classes as well, or a target is none of
+    their numbers.
 
     >>> accuracy(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
     {'accuracy': tensor([1., 0.], dtype=torch.float64)}
@@ -108,7 +111,7 @@ def accuracy(outputs: Any, targets: Any) -> dict[str, Tensor]:
     fits = (
         outputs.dim() >= 2
         and shape[1] > 1
-        and (outputs.dim() == 2 or shape[1] != shape[-1])
+        and (outputs.dim() == 2 or targets.shape != shape[:-1])
         and targets.shape == (shape[0], *shape[2:])
         and targets.dtype in (torch.int64, torch.int32, torch.uint8)
     )
@@ -126,12 +129,27 @@ def predict(model: nn.Module, inputs: Samples, batch_size: int = 1000) -> Sample
         model: Any module.
         inputs: A tensor, or a nested tuple, list or dictionary of tensors.
         batch_size: How many samples go through the model at a time.
+
+    Raises:
+        ValueError: Outputs are not one for each input, in the first dimension.
     """
-    device = next(model.parameters()).device
-    starts = range(0, count(inputs), batch_size)
+    device, num_samples = _device_of(model), count(inputs)
+    starts = range(0, max(num_samples, 1), batch_size)  # of no samples, one part
     with evaluating(model):
         parts = (part(inputs, start, start + batch_size) for start in starts)
-        return join([model(move(each, device)) for each in parts])
+        outputs = join([model(move(each, device)) for each in parts])
+    if count(outputs) != num_samples:
+        raise ValueError(
+            f"{count(outputs)} outputs of {num_samples} inputs: each input needs one, "
+            "counted along the first dimension"
+        )
+    return outputs
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's parameters; without any it is the CPU."""
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 @contextmanager

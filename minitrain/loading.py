@@ -2,6 +2,7 @@
 
 import random
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from minitrain._torch import end_workers
 from minitrain.batches import Batch, check_batch_size, number_of, order_of
 from minitrain.samples import Samples, count
 
@@ -20,7 +22,8 @@ class DatasetBatches:
     """An indexable data set in batches; the order is a function of (seed, epoch).
 
     An item of the data set is a pair (input, target) of tensors, numbers or nested
-    tuples, lists and dictionaries of them, which become batches as in a DataLoader.
+    tuples, lists and dictionaries of them, which become batches as in a DataLoader. All
+    targets may be None.
     What it draws at random, to augment an image for example, from torch, `random` or
     `numpy.random`, is a function of (seed, epoch, sample): any epoch can be had at any
     time, from any batch on, with the same bits for any number of workers.
@@ -33,7 +36,8 @@ class DatasetBatches:
         dataset: Has a length and, for every number below it, an item.
         batch_size: Samples in a batch.
         seed: Of order and random numbers; without, the order is that of the data.
-        num_workers: Processes that make the samples, by fork; 0 makes them here.
+        num_workers: Processes that make the samples; 0 makes them here. On Linux they
+            are forks, elsewhere the data set must be picklable.
         pin_memory: Whether batches are laid where an accelerator fetches them faster.
 
     Raises:
@@ -64,20 +68,25 @@ class DatasetBatches:
             epoch: The number of the epoch.
             skip: How many batches are left out at its beginning.
         """
-        indices = self.order(epoch)[skip * self.batch_size :].tolist()
-        keys = [(epoch, index) for index in indices]
-        starts = range(0, len(keys), self.batch_size)
+        indices = self.order(epoch)[skip * self.batch_size :]
+        if not len(indices):
+            return  # without starting a worker
         loader = DataLoader(
-            _Drawing(self.dataset, self.seed),
-            batch_sampler=[keys[start : start + self.batch_size] for start in starts],
+            _Drawing(self.dataset, self.seed, epoch),
+            batch_sampler=[part.tolist() for part in indices.split(self.batch_size)],
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             collate_fn=collate,
-            # By fork the data set need not be picklable.
-            multiprocessing_context="fork" if self.num_workers else None,
+            multiprocessing_context=_start_method() if self.num_workers else None,
             generator=torch.Generator(),  # not the one that training draws from
         )
-        yield from loader
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+            iterator = iter(loader)
+        try:
+            yield from iterator
+        finally:
+            end_workers(iterator)
 
     def order(self, epoch: int) -> Tensor:
         """Return the permutation of the samples in an epoch: (N,), on every device."""
@@ -89,46 +98,60 @@ class DatasetBatches:
         """Return the first samples, in the order of the data set, made here."""
         return self.choose(range(min(num, self.num_samples)))
 
-    def choose(self, indices: Iterable[int]) -> Batch:
+    def choose(self, indices: Sequence[int]) -> Batch:
         """Return the samples with these numbers as one batch, made here."""
-        drawing = _Drawing(self.dataset, self.seed)
-        return collate([drawing[0, index] for index in indices])
+        return collate(_Drawing(self.dataset, self.seed, 0).__getitems__(indices))
 
 
 @dataclass(frozen=True)
 class _Drawing(Dataset):
-    """A data set whose samples draw what is a function of (seed, epoch, sample)."""
+    """A data set in an epoch: what a sample draws is a function of its number."""
 
     dataset: Any
     seed: int | None
+    epoch: int
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def __getitems__(self, indices: Iterable[int]) -> list[Any]:
+        """Return the samples with these numbers, as a DataLoader asks for a batch."""
+        with keeping_random_states():
+            return [self._make(index) for index in indices]
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        epoch, index = key
-        with drawing_from(f"sample {index} of epoch {epoch}, seed {self.seed}"):
+    def _make(self, index: int) -> Any:
+        seed_all(f"sample {index} of epoch {self.epoch}, seed {self.seed}")
+        try:
             return self.dataset[index]
+        except Exception as error:
+            error.add_note(f"while making sample {index} of the data set")
+            raise
 
 
 @contextmanager
-def drawing_from(text: str) -> Iterator[None]:
-    """Seed all random numbers of the CPU by a text, and put their states back."""
-    number = number_of(text)
-    numpy = sys.modules.get("numpy")  # what was never imported draws nothing
+def keeping_random_states() -> Iterator[None]:
+    """Put the states of all random numbers of the CPU back as they were before."""
     states = torch.get_rng_state(), random.getstate()
-    state = numpy and numpy.random.get_state()
-    torch.default_generator.manual_seed(number)
-    random.seed(number)
-    if numpy is not None:
-        numpy.random.seed(number % 2**32)
+    numpy = sys.modules.get("numpy")  # what was never imported draws nothing
+    numpy_state = numpy and numpy.random.get_state()
     try:
         yield
     finally:
         torch.set_rng_state(states[0])
         random.setstate(states[1])
         if numpy is not None:
-            numpy.random.set_state(state)
+            numpy.random.set_state(numpy_state)
+
+
+def seed_all(text: str) -> None:
+    """Seed all random numbers of the CPU by a text."""
+    number = number_of(text)
+    torch.default_generator.manual_seed(number)
+    random.seed(number)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(number % 2**32)
+
+
+def _start_method() -> str | None:
+    """Return how workers start: by fork where that is sound, else as torch has it."""
+    return "fork" if sys.platform == "linux" else None
 
 
 def collate(items: Sequence[Any]) -> tuple[Samples, Samples]:
@@ -137,17 +160,22 @@ def collate(items: Sequence[Any]) -> tuple[Samples, Samples]:
     Raises:
         ValueError: They are no pairs (input, target), or cannot be one batch.
     """
-    if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
-        raise ValueError(
-            f"an item of the data set is {type(items[0]).__name__}: it must be a pair "
-            "(input, target)"
-        )
+    for item in items:
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise ValueError(
+                f"an item of the data set is of type {type(item).__name__}: it must be "
+                "a pair (input, target)"
+            )
     try:
-        inputs, targets = default_collate([tuple(item) for item in items])
-    except (TypeError, RuntimeError) as error:
+        inputs, targets = map(_column, zip(*items, strict=True))
+    except (TypeError, RuntimeError, LookupError) as error:
         raise ValueError(
             f"items of the data set cannot be one batch: {error}. Each part must be a "
             "tensor or a number, of one shape in all samples"
         ) from error
     count((inputs, targets))
     return inputs, targets
+
+
+def _column(parts: Sequence[Any]) -> Samples:
+    return None if all(part is None for part in parts) else default_collate([*parts])

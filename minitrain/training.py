@@ -7,7 +7,7 @@ vector, `theta.grad` is `gradient(L)(theta)`. The step walks against it.
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from minitrain.batches import Batch, Epochs, size_of
 from minitrain.checks import (
+    check_dependence,
     check_loss,
     check_training,
-    lr_ratios,
     warn_if_unused,
     warn_of_evaluation_mode,
 )
 from minitrain.norms import clip_factor, grad_norms, norm
 from minitrain.samples import move
+from minitrain.schedules import keep_lr_ratios, set_lrs
 from minitrain.watcher import UNWATCHED, Watcher
 from minitrain.windows import Window, windows_of
 
@@ -106,17 +107,18 @@ def train(
     1 1 0.0
 
     Args:
-        model: Any module: `model(inputs)` are the outputs. Batches are moved to the
-            device of its parameters.
+        model: Any module: `model(inputs)` are the outputs. It is put in training mode,
+            and batches are moved to the device of its parameters.
         optimizer: Updates the parameters, or some of them.
         batches: `Batches`, `DatasetBatches`, or anything that can be iterated once per
             epoch for pairs (inputs, targets), such as a DataLoader. Each of the two is
-            a tensor or a nested tuple, list or dictionary of tensors.
+            a tensor or a nested tuple, list or dictionary of tensors; targets may be
+            None.
         loss_fn: `loss_fn(outputs, targets)` is the mean loss over a batch.
         epochs: Passes over the data.
         lr: The learning rate of the first group as a function of the number of
-            completed updates; those of other groups stay in proportion to it. By
-            default the optimizer keeps its own.
+            completed updates; those of other groups stay in proportion to it, by an
+            `lr_ratio` in each. By default the optimizer keeps its own.
         clip_norm: g <- g * min(1, clip_norm / (|g| + 1e-6)), see `clip_factor`.
         accumulate: Batches per update. Their gradients are averaged by their numbers of
             samples, so that an update equals that of one large batch, also where the
@@ -125,7 +127,8 @@ def train(
         measure_every: Steps between two with `grad_norms`; the first and the last step
             have them.
         start: Completed updates of a run that is continued: those are passed over. The
-            batches must be of a kind whose order is known.
+            batches must be of a kind whose order is known; model, optimizer and random
+            states are the caller's to restore.
         watcher: Watches every step, as a `Panel` does; its readings are in the steps.
 
     Yields:
@@ -133,7 +136,8 @@ def train(
 
     Raises:
         NotFiniteError: Loss or gradient is infinite or NaN; the update was not made.
-        ValueError: An epoch yields no batch, or an argument is out of range.
+        ValueError: An epoch yields no batch, a batch or loss has another form, or an
+            argument is out of range.
         TypeError: An argument is of the wrong kind, such as a number for `lr`.
     """
     check_training(
@@ -150,12 +154,14 @@ def train(
     watcher = watcher or UNWATCHED
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     device = next(model.parameters()).device
-    ratios = lr_ratios(optimizer) if lr is not None else []
+    if lr is not None:
+        keep_lr_ratios(optimizer, start)
     model.train()
+    is_warned = False
     for window in windows_of(batches, epochs, accumulate, start):
         number, is_last = window.number, window.is_last
         if lr is not None:
-            _set_lrs(optimizer, lr(number - 1), ratios)
+            set_lrs(optimizer, lr(number - 1))
         batch = (model, window, loss_fn, device)
         watching = watcher.step(
             number,
@@ -167,6 +173,7 @@ def train(
             optimizer.zero_grad()
             loss = _backward(*batch, autocast)
             grads = _grads_of(optimizer)
+            check_dependence(bool(grads))
             total = norm(grads)
             values = [loss.reshape(1), total.reshape(1)]
             if number == 1 or number % measure_every == 0 or is_last:
@@ -192,8 +199,9 @@ def train(
             lr=_lr_of(optimizer),
             readings=watch.readings,
         )
-        if not model.training and not is_last:
+        if not (model.training or is_last or is_warned):
             warn_of_evaluation_mode()
+            is_warned = True
 
 
 def _backward(
@@ -206,6 +214,7 @@ def _backward(
     """Add the gradient of the mean loss over a window of batches; return that loss."""
     losses = []
     for loss in _shares(model, window, loss_fn, device, autocast):
+        check_dependence(loss.requires_grad)
         loss.backward()
         losses.append(loss.detach())
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
@@ -262,13 +271,3 @@ def _first_not_finite(parameters: Mapping[str, Tensor]) -> str:
 
 def _lr_of(optimizer: torch.optim.Optimizer) -> float:
     return float(optimizer.param_groups[0]["lr"])
-
-
-def _set_lrs(
-    optimizer: torch.optim.Optimizer, lr: float, ratios: Sequence[float]
-) -> None:
-    for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr * ratio)
-        else:
-            group["lr"] = lr * ratio

@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Sized
 from typing import NamedTuple
 
+from torch.utils.data import IterableDataset
+
 from minitrain.batches import Batch, Epochs, epoch_of, size_of
 
 
@@ -21,7 +23,11 @@ class Window(NamedTuple):
 def windows_of(
     batches: Epochs | Iterable[Batch], epochs: int, accumulate: int, start: int
 ) -> Iterator[Window]:
-    """Yield the batches of every update after the first `start` ones."""
+    """Yield the batches of every update after the first `start` ones.
+
+    Raises:
+        ValueError: An epoch has no batch, or there are fewer updates than `start`.
+    """
     number = 0
     for epoch in range(1, epochs + 1):
         before = number
@@ -40,16 +46,22 @@ def windows_of(
                 f"epoch {epoch} yielded no batch to train on"
                 + ": what can be iterated only once is used up" * (epoch > 1)
             )
+    if number < start:
+        raise ValueError(
+            f"start = {start}: {epochs} epochs have no more than {number} updates"
+        )
 
 
 def _grouped(batches: Iterable[Batch], size: int) -> Iterator[tuple[list[Batch], bool]]:
     """Yield consecutive batches, `size` at a time, each with whether it ends the epoch.
 
     What knows its length, as a DataLoader does, is read just in time: its random draws
-    keep their places among the model's. Anything else is read one window ahead.
+    keep their places among the model's. Anything else is read one window ahead, as is
+    the DataLoader of a stream, whose length is unknown or a guess.
     """
     iterator = iter(batches)
-    if isinstance(batches, Sized):
+    is_stream = isinstance(getattr(batches, "dataset", None), IterableDataset)
+    if isinstance(batches, Sized) and not is_stream:
         for end in range(size, len(batches) + size, size):
             yield list(itertools.islice(iterator, size)), end >= len(batches)
         return
