@@ -23,6 +23,7 @@ from minitrain.experiment.state import check_vectors, load_weights
 from minitrain.fingerprint import fingerprint
 from minitrain.instruments.cadence import Cadence
 from minitrain.instruments.findings import Findings
+from minitrain.instruments.guessing import loss_of_guessing
 from minitrain.instruments.panel import Panel
 from minitrain.randomness import RandomStates
 from minitrain.runs.checkpoint import Checkpoint
@@ -162,6 +163,10 @@ def build(config: Config) -> Run:
     torch.manual_seed(config.seed)
     model = build_model(config.model).to(device)
     optimizer = SGD(ParameterVector(model), **config.optimizer.model_dump())
+    loss_fn = functools.partial(
+        nn.functional.cross_entropy, label_smoothing=config.loss.label_smoothing
+    )
+    outputs = torch.zeros(1, len(dataset.classes))
     return Run(
         config=_resolved(config, dataset.name, device),
         dataset=dataset,
@@ -169,16 +174,16 @@ def build(config: Config) -> Run:
         batches=batches,
         test_batches=test_batches,
         model=model,
-        loss_fn=functools.partial(
-            nn.functional.cross_entropy, label_smoothing=config.loss.label_smoothing
-        ),
+        loss_fn=loss_fn,
         optimizer=optimizer,
         panel=Panel(model, optimizer) if config.instruments.budget else None,
         findings=Findings(
             num_steps=count_steps(config, batches),
             batch_size=config.data.batch_size * config.accumulate,
+            guessing=loss_of_guessing(loss_fn, outputs, dataset.train.labels),
             num_classes=len(dataset.classes),
             clip_norm=config.clip_norm,
+            as_flags=True,
         ),
     )
 

@@ -3,8 +3,9 @@
 `read_look` takes all of them; `tags` says what each is called.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,38 @@ def effective_lr(update: Vector, used: Vector) -> Tensor:
     return update.norm / used.norm
 
 
+def gain(update: Vector, used: Vector, lr: Sequence[float]) -> Tensor:
+    """Return |d| / |g'|, how many gradients long the direction d = -u / lr is.
+
+    Without momentum it is 1, and under a constant gradient 1 / (1 - momentum).
+
+    >>> update, used = Vector([torch.tensor([-0.4])]), Vector([torch.tensor([1.0])])
+    >>> gain(update, used, [0.1])
+    tensor(4.)
+
+    Args:
+        update: u.
+        used: g', with weight decay.
+        lr: The learning rate of each tensor.
+    """
+    return norm(norms(update) / used.norm.new_tensor(lr)) / used.norm
+
+
+def decay_share(before: Vector, used: Vector, weight_decay: Sequence[float]) -> Tensor:
+    """Return |weight_decay theta| / |g'|: how much of g' is weight decay.
+
+    >>> theta, used = Vector([torch.tensor([2.0])]), Vector([torch.tensor([4.0])])
+    >>> decay_share(theta, used, [0.5])
+    tensor(0.2500)
+
+    Args:
+        before: theta before the update.
+        used: g', with weight decay.
+        weight_decay: That of each tensor.
+    """
+    return norm(norms(before) * used.norm.new_tensor(weight_decay)) / used.norm
+
+
 def zero_shares(parts: Iterable[Tensor]) -> Tensor:
     """Return the share of elements that are exactly 0, of each part.
 
@@ -98,6 +131,12 @@ def log2_counts(tensor: Tensor) -> Tensor:
     return torch.bincount(exponents.flatten().long() + 48, minlength=64)
 
 
+def _coupled_decay(group: Mapping[str, Any]) -> float:
+    """Return the weight decay that is a part of the gradient: that of AdamW is none."""
+    is_apart = group.get("decoupled_weight_decay", False)
+    return 0.0 if is_apart else float(group.get("weight_decay", 0))
+
+
 def read_look(
     step: Observation, path: Path, clipping: Clipping, previous: Vector | None
 ) -> Readings:
@@ -111,7 +150,7 @@ def read_look(
     """
     gradient, before, update = step.gradient, step.before, step.update
     options, split = step.parameters.options(), step.parameters.split
-    decay = [group.get("weight_decay", 0) for group in options]
+    decay = [_coupled_decay(group) for group in options]
     used = decayed_gradient(gradient, before, decay)
     lr = [float(group["lr"]) for group in options]
     update_norms, theta_norms = norms(split(update)), norms(split(before))
@@ -122,9 +161,12 @@ def read_look(
         tags.DESCENT_COSINE: -cosine(update, gradient),
         tags.MOMENTUM_SHARE: momentum_share(update, used, lr),
         tags.EFFECTIVE_LR: effective_lr(update, used),
+        tags.GAIN: gain(update, used, lr),
         tags.DISTANCE: distance,
         tags.EFFICIENCY: distance / path.length,
     }
+    if any(decay):
+        readings[tags.DECAY_SHARE] = decay_share(before, used, decay)
     if previous is not None:
         readings[tags.PREVIOUS_COSINE] = cosine(gradient, previous)
     names = step.parameters.names()

@@ -13,7 +13,7 @@ from minitrain import tags
 from minitrain.experiment import runner
 from minitrain.experiment.settings import Config
 from minitrain.instruments.findings import Findings
-from minitrain.instruments.rules import CAUSES, RULES, START
+from minitrain.instruments.rules import ASIDE, CAUSES, RULES, START
 from minitrain.instruments.truth import Slope
 from minitrain.runs.summary import Summary
 from minitrain.training import NotFiniteError
@@ -36,8 +36,8 @@ HEALTHY: dict[str, float] = {
 
 
 def findings(**options: Any) -> Findings:
-    usual = {"num_steps": 20, "batch_size": 64, "num_classes": 10, "clip_norm": None}
-    return Findings(**{**usual, **options})
+    usual = {"num_steps": 20, "batch_size": 64, "guessing": math.log(10)}
+    return Findings(**{**usual, "num_classes": 10, **options})
 
 
 def kinds_of(changes: dict[str, Any], **options: Any) -> list[str]:
@@ -72,6 +72,11 @@ CASES = [
         {},
     ),
     ("learning rate too small", {"update_ratio/global": 1e-6} | STUCK, {}),
+    ("learning rate too small", {"lr": lambda step: 0.1 * (step < 3)} | STUCK, {}),
+    ("momentum too large", {"momentum/gain": 40.0} | STUCK, {}),
+    ("momentum too large", {"momentum/gain": 40.0, "audit/margin": 2.0}, {}),
+    ("weight decay too large", {"weight_decay/share": 0.9} | STUCK, {}),
+    ("gradient not reset", {"zero_grad/forgotten": 1.0, "audit/margin": 2.0}, {}),
     (
         "gradient clipped to almost nothing",
         {"clip/fraction": 1.0, "update_ratio/global": 1e-6} | STUCK,
@@ -112,7 +117,10 @@ def test_each_rule_finds_what_it_is_for_and_nothing_else(
 def test_every_rule_has_a_case_and_every_cause_is_a_kind() -> None:
     assert {kind for kind, _, _ in CASES} == set(RULES)
     named = {cause for causes in CAUSES.values() for cause in causes}
-    assert named <= {*RULES, *START} and set(CAUSES) <= set(RULES)
+    kinds = {*RULES, *START, *ASIDE}
+    assert (
+        named <= kinds and set(RULES) - {"gradient not reset"} <= set(CAUSES) <= kinds
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,7 +255,9 @@ def test_every_tag_with_a_name_is_one_that_a_run_logs(run, tmp_path) -> None:
     quantities = {tag.partition("/")[0] for tag in logged}
     named = {name: value for name, value in vars(tags).items() if name.isupper()}
     assert len(named) > 20 and named.pop("WHOLE") == "global"
-    for on_demand in ("CHARTS", "LARGEST_EIGENVALUE", "STABLE_EIGENVALUE"):
+    for on_demand in (
+        "CHARTS", "LARGEST_EIGENVALUE", "STABLE_EIGENVALUE", "LEFT_OVER",
+    ):  # fmt: skip
         named.pop(on_demand)
     named.pop("GRADIENT_SIZES")
     for name, tag in named.items():

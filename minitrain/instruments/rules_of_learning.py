@@ -1,0 +1,109 @@
+"""What the readings say of the learning: whether the loss falls, and what it costs."""
+
+import math
+import statistics
+
+from minitrain import tags
+from minitrain.instruments.history import History, Verdict, mean
+
+
+def batch_too_small(run: History) -> Verdict:
+    """Noise drowns the gradient of a batch for most of the run.
+
+    At the end of a good run it always does: when little is left to learn.
+    """
+    shares = run.values(tags.SIGNAL_SHARE)
+    if not run.is_past(0.8) or run.is_stuck() or len(shares) < 6:
+        return None
+    usual = sorted(shares)[2 * len(shares) // 3]
+    if usual > 1 / 16:  # a noise scale of 15 batches
+        return None
+    size = run.setting("batch_size", str(16 * run.batch_size))
+    return (
+        f"for two thirds of the run at most {usual:.1%} of the squared norm of a "
+        f"batch's gradient was signal: {run.batch_size} samples are few.",
+        f"Try {size}, or {run.setting('accumulate', '16')}.",
+    )
+
+
+def batch_too_large(run: History) -> Verdict:
+    """The gradient would be as sure with a tenth of the samples."""
+    shares, scales = run.values(tags.SIGNAL_SHARE), run.values(tags.NOISE_SCALE)
+    if not run.is_past(0.5) or len(shares) < 3 or min(shares) < 10 / 11:
+        return None
+    return (
+        f"the gradient noise scale was never above {max(scales):.0f} samples, and a "
+        f"batch has {run.batch_size}: most of the work is wasted.",
+        f"Try {run.setting('batch_size', str(_power_of_two(2 * max(scales))))}.",
+    )
+
+
+def _power_of_two(value: float) -> int:
+    return 2 ** max(0, round(math.log2(max(value, 1))))
+
+
+def overfitting(run: History) -> Verdict:
+    """The test loss rises while the loss on the training data is low."""
+    tests, losses = run.values(tags.TEST_LOSS), run.values(tags.TRAIN_LOSS)
+    if len(tests) < 3 or tests[-1] < 1.1 * min(tests):
+        return None
+    train = mean(losses[-max(1, len(losses) // len(tests)) :])
+    if train > 0.5 * tests[-1]:
+        return None
+    return (
+        f"the test loss rose from {min(tests):.3g} to {tests[-1]:.3g}, while the "
+        f"training loss is {train:.3g}.",
+        f"Try more data, {run.setting('dropout', '0.5')}, or fewer "
+        f"{run.setting('epochs')}.",
+    )
+
+
+def labels_without_signal(run: History) -> Verdict:
+    """The loss stays at that of guessing, though every layer gets a gradient."""
+    losses, accuracies = run.values(tags.TRAIN_LOSS), run.values(tags.TEST_ACCURACY)
+    if run.guessing is None or not run.is_stuck() or _gets_little(run):
+        return None
+    late = mean(losses[-(len(losses) // 3) :])
+    if abs(late / run.guessing - 1) > 0.05:
+        return None
+    if run.num_classes and max(accuracies, default=0) > 1.5 / run.num_classes:
+        return None
+    among = f" among {run.num_classes} classes" if run.num_classes else ""
+    return (
+        f"the loss stays at {late:.3g}, and that of guessing{among} is "
+        f"{run.guessing:.3g}.",
+        "Look whether the targets belong to the inputs.",
+    )
+
+
+def flat_plateau(run: History) -> Verdict:
+    """The loss does not fall, because there is next to no gradient."""
+    norms, losses = run.values(tags.GLOBAL_GRAD_NORM), run.values(tags.TRAIN_LOSS)
+    if not run.is_stuck():
+        return None
+    norm = statistics.median(norms[-(len(norms) // 3) :])
+    if norm > 0.05 * losses[-1] and not _gets_little(run):
+        return None
+    return (
+        f"the loss stays at {losses[-1]:.3g}, and |grad L| is {norm:.2g}"
+        + (", none of it in most weights." if _gets_little(run) else "."),
+        "Look at the initial weights: all equal or saturated, they stay so.",
+    )
+
+
+def steep_plateau(run: History) -> Verdict:
+    """The loss does not fall, though there is a gradient to follow."""
+    norms, losses = run.values(tags.GLOBAL_GRAD_NORM), run.values(tags.TRAIN_LOSS)
+    if not run.is_stuck():
+        return None
+    return (
+        f"the loss stays at {losses[-1]:.3g}, though |grad L| is {norms[-1]:.2g}.",
+        "Unclear: steps that are too long or too short both look so. Try "
+        f"{run.setting('lr')} up and down by ten.",
+    )
+
+
+def _gets_little(run: History) -> bool:
+    """Return whether more than half of the weights get a gradient of exactly 0."""
+    shares = [values[-1] for values in run.layers(tags.ZERO_SHARE, "weight").values()]
+    return bool(shares) and statistics.median(shares) > 0.5

@@ -1,0 +1,132 @@
+"""What the readings say of the steps: too long, too short, or turned by something."""
+
+import statistics
+from collections.abc import Sequence
+
+from minitrain import tags
+from minitrain.instruments.history import History, Verdict, mean
+
+LONG_GAIN = 14
+"""No step of a momentum of 0.9 is so many gradients long: 10 is the most."""
+
+
+def gradient_not_reset(run: History) -> Verdict:
+    """The gradient of an earlier update was still there when a new one came."""
+    if not run.values(tags.LEFT_OVER):
+        return None
+    return (
+        "when the first gradient of the step came, that of the last update was still "
+        "there, so that both add up.",
+        "Call optimizer.zero_grad() before the backward passes of every step.",
+    )
+
+
+def learning_rate_too_large(run: History) -> Verdict:
+    """Steps go beyond the stable limit, or the loss rises above that of the start."""
+    evidence = _excess(run)
+    if evidence is None or _gain(run) > LONG_GAIN:
+        return None
+    lr, warmup = run.setting("lr"), run.setting("warmup_steps", "500")
+    return evidence, f"Try a tenth of {lr}, or {warmup}."
+
+
+def momentum_too_large(run: History) -> Verdict:
+    """The steps are many gradients long, and the loss does not come down."""
+    gain = _gain(run)
+    if gain <= LONG_GAIN or not run.is_past(0.3):
+        return None
+    evidence = _excess(run)
+    if evidence is None:
+        if run.has_learned(0.7):
+            return None
+        evidence = f"the loss is {run.values(tags.TRAIN_LOSS)[-1]:.3g}."
+    return (
+        f"the steps are {gain:.3g} times as long as the gradient that they use, and "
+        + evidence,
+        f"Try {run.setting('momentum', '0.9')}, or a tenth of {run.setting('lr')}.",
+    )
+
+
+def _gain(run: History) -> float:
+    """Return how many gradients long the steps of the last third were."""
+    gains = run.values(tags.GAIN)
+    return statistics.median(gains[-max(1, len(gains) // 3) :]) if gains else 0.0
+
+
+def _excess(run: History) -> str | None:
+    """Say what shows that the steps are too long, if anything does."""
+    margins, losses = run.values(tags.AUDIT_MARGIN), run.values(tags.TRAIN_LOSS)
+    above = [margin for margin in margins if margin > 1]
+    if len(above) >= 2:
+        text = f"{len(above)} of {len(margins)} audited steps went beyond the stable "
+        return text + f"limit, by up to {max(above):.3g} times."
+    if len(losses) > 5 and (late := _highest(losses[1:], 5)) > 1.5 * losses[0]:
+        return f"the loss rose from {losses[0]:.3g} to {late:.3g}."
+    dead = [name for name, zeros in run.hidden_layers().items() if _have_died(zeros)]
+    if dead:
+        return f"most units of {', '.join(dead)} have died since the start."
+    return None
+
+
+def _have_died(shares: Sequence[float]) -> bool:
+    return len(shares) >= 3 and shares[0] < 0.2 and min(shares[-2:]) > 0.5
+
+
+def _highest(values: Sequence[float], width: int) -> float:
+    """Return the highest mean of so many values in a row."""
+    starts = range(len(values) - width + 1)
+    return max(mean(values[start : start + width]) for start in starts)
+
+
+def weight_decay_too_large(run: History) -> Verdict:
+    """Most of the gradient that the update uses pulls to zero, and nothing is learned.
+
+    Where a run has converged, the two parts balance each other: that is no fault.
+    """
+    shares = run.values(tags.DECAY_SHARE)
+    if not run.is_past(0.25) or len(shares) < 3 or run.has_learned(0.7):
+        return None
+    if (usual := statistics.median(shares)) < 0.5:
+        return None
+    return (
+        f"the part of weight decay in the gradient that the update uses is {usual:.0%} "
+        f"at the median, and the loss is {run.values(tags.TRAIN_LOSS)[-1]:.3g}.",
+        f"Try a hundredth of {run.setting('weight_decay')}.",
+    )
+
+
+def clipped_to_almost_nothing(run: History) -> Verdict:
+    """Clipping sets the size of nearly every step, and a small one."""
+    shares, norms = run.values(tags.CLIP_FRACTION), run.values(tags.GLOBAL_GRAD_NORM)
+    if run.clip_norm is None or len(shares) < 3 or mean(shares[1:]) < 0.95:
+        return None
+    times = statistics.median(norms) / run.clip_norm
+    if times < 10:
+        return None
+    return (
+        f"{mean(shares[1:]):.0%} of the steps are clipped, to 1/{times:.3g} of their "
+        "norm at the median.",
+        f"Try {run.setting('clip_norm', f'{statistics.median(norms):.2g}')}.",
+    )
+
+
+def learning_rate_too_small(run: History) -> Verdict:
+    """Updates are next to nothing against the parameters, most of the time."""
+    ratios, lrs = run.values(tags.GLOBAL_UPDATE_RATIO), run.values(tags.LR)
+    if not run.is_past(0.5) or len(ratios) < 3 or run.has_learned(0.5):
+        return None  # or it gets there all the same
+    gone = sum(lr < 1e-3 * max(lrs) or lr == 0 for lr in lrs)
+    if len(lrs) >= 3 and gone > 0.5 * len(lrs):
+        return (
+            f"the learning rate was next to 0 at {gone} of {len(lrs)} steps, and the "
+            f"loss is {run.values(tags.TRAIN_LOSS)[-1]:.3g}.",
+            "Look at the schedule: whether it counts the steps of the whole run.",
+        )
+    # With a useful learning rate the largest is about 1e-3.
+    if max(ratios) > 2e-4:
+        return None
+    times = 1e-3 / max(max(ratios), 1e-9)
+    return (
+        f"no update was more than {max(ratios):.2g} of the parameters in norm.",
+        f"Try {run.setting('lr')} {times:.1g} times as large.",
+    )
