@@ -82,6 +82,8 @@ class Findings:
 
     def check_inputs(self, mean: float, std: float) -> list[Finding]:
         """Look at the mean and the standard deviation of all inputs, at the start."""
+        if not (math.isfinite(mean) and math.isfinite(std)):
+            return []  # for another reason, which shows in the loss
         # A linear layer's initial weights expect inputs of about unit size.
         if 0.2 <= std <= 5 and abs(mean) <= 2 * std:
             return []

@@ -77,9 +77,11 @@ class History:
         """Return whether the last losses are below this share of the first one.
 
         Where the loss of guessing is known and lower, it counts in the first one's
-        place.
+        place. Where no loss is known, nobody can say that nothing was learned.
         """
         losses = self.values(tags.TRAIN_LOSS)
+        if not losses:
+            return True
         start = losses[0] if self.guessing is None else min(losses[0], self.guessing)
         return mean(losses[-3:]) < share * start
 

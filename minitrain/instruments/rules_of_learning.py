@@ -79,7 +79,7 @@ def labels_without_signal(run: History) -> Verdict:
 def flat_plateau(run: History) -> Verdict:
     """The loss does not fall, because there is next to no gradient."""
     norms, losses = run.values(tags.GLOBAL_GRAD_NORM), run.values(tags.TRAIN_LOSS)
-    if not run.is_stuck():
+    if not run.is_stuck() or not norms:
         return None
     norm = statistics.median(norms[-(len(norms) // 3) :])
     if norm > 0.05 * losses[-1] and not _gets_little(run):
@@ -94,7 +94,7 @@ def flat_plateau(run: History) -> Verdict:
 def steep_plateau(run: History) -> Verdict:
     """The loss does not fall, though there is a gradient to follow."""
     norms, losses = run.values(tags.GLOBAL_GRAD_NORM), run.values(tags.TRAIN_LOSS)
-    if not run.is_stuck():
+    if not run.is_stuck() or not norms:
         return None
     return (
         f"the loss stays at {losses[-1]:.3g}, though |grad L| is {norms[-1]:.2g}.",
