@@ -10,6 +10,7 @@ from minitrain.evaluation import Evaluation, evaluating
 from minitrain.experiment.build import Run
 from minitrain.experiment.builtin import draw_pictures
 from minitrain.experiment.report import epoch_line, progress, tell, tell_withheld
+from minitrain.instruments.preflight import preflight
 from minitrain.instruments.readings import log2_counts
 from minitrain.instruments.sharpness import sharpness
 from minitrain.runs.board import Board
@@ -28,10 +29,13 @@ class Journal:
         self._num_samples, self._seconds = 0, 0.0  # of the epoch, as far as made here
 
     def note_inputs(self) -> None:
-        """Look at some of the inputs, before the first step."""
-        sample = self.run.batches.inputs[:1000]
+        """Look at some of the inputs, and at the model, before the first step."""
+        run, sample = self.run, self.run.batches.inputs[:1000]
         size = sample.mean().item(), sample.std().item()
-        tell(self.summary, self.run.findings.check_inputs(*size))
+        tell(self.summary, run.findings.check_inputs(*size))
+        if run.panel is not None:
+            found = preflight(run.model, run.loss_fn, run.batches)
+            tell(self.summary, run.findings.take(found))
 
     def note_step(self, step: Step, seconds: float) -> None:
         """Take in a step, and the seconds that it took."""

@@ -11,10 +11,10 @@ from minitrain.instruments.rules import (
     CAUSES,
     NO_GRADIENT,
     NOT_FINITE,
-    NOT_NORMALIZED,
     RULES,
     WRONG_GRADIENT,
 )
+from minitrain.instruments.sample_checks import check_scale
 from minitrain.instruments.truth import Slope
 
 
@@ -82,14 +82,9 @@ class Findings:
 
     def check_inputs(self, mean: float, std: float) -> list[Finding]:
         """Look at the mean and the standard deviation of all inputs, at the start."""
-        if not (math.isfinite(mean) and math.isfinite(std)):
-            return []  # for another reason, which shows in the loss
-        # A linear layer's initial weights expect inputs of about unit size.
-        if 0.2 <= std <= 5 and abs(mean) <= 2 * std:
+        if (told := check_scale(mean, std)) is None:
             return []
-        text = f"the inputs have mean {mean:.3g} and standard deviation {std:.3g}."
-        advice = "Bring them to mean 0 and standard deviation 1: (x - mean) / std."
-        return self._tell(0, NOT_NORMALIZED, (text, advice))
+        return self._tell(0, told[0], told[1:])
 
     def check_slopes(self, step: int, slopes: Mapping[str, Slope]) -> list[Finding]:
         """Look at a truth test: whether the gradient is that of the loss."""

@@ -49,7 +49,11 @@ def _is_above_guessing(run: History) -> bool:
     the loss must be above that of guessing still, when a tenth of the run is over.
     """
     losses = run.values(tags.TRAIN_LOSS)
-    if run.guessing is None or not losses[0] > 5 * run.guessing:
+    if run.guessing is None:
+        return False
+    # Where most samples are of one class, a usual start is far above guessing.
+    usual = max(run.guessing, math.log(run.num_classes or 1))
+    if not losses[0] > 5 * usual:
         return False
     if run.num_classes is not None:
         return True
