@@ -6,7 +6,7 @@ None of it changes the run.
 from tqdm import tqdm
 
 from minitrain import tags
-from minitrain.evaluation import Evaluation, evaluating
+from minitrain.evaluation import Evaluation, confusion_matrix, evaluating, predict
 from minitrain.experiment.build import Run
 from minitrain.experiment.builtin import draw_pictures
 from minitrain.experiment.report import epoch_line, progress, tell, tell_withheld
@@ -61,6 +61,8 @@ class Journal:
         values = epoch_scalars(test, self._num_samples / self._seconds)
         self.board.log(step.number, values)
         tell(summary, run.findings.note(step.number, values))
+        if step.number == run.num_steps:
+            self._check_classes(step.number)
         self.board.log(step.number, self._epoch_readings())
         if run.config.instruments.histograms:
             self._draw_histograms(step.number)
@@ -86,6 +88,12 @@ class Journal:
             readings[tags.LARGEST_EIGENVALUE] = value
             readings[tags.STABLE_EIGENVALUE] = 2 / run.optimizer.param_groups[0]["lr"]
         return readings
+
+    def _check_classes(self, step: int) -> None:
+        """Look at what the trained model confuses."""
+        run, test = self.run, self.run.test_batches
+        counts = confusion_matrix(predict(run.model, test.inputs), test.targets)
+        tell(self.summary, run.findings.check_confusion(step, counts))
 
     def _draw_histograms(self, step: int) -> None:
         """Show how large the elements of each parameter's gradient are, as log2 |g|."""

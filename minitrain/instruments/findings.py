@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from minitrain import tags
 from minitrain.instruments.bad_samples import describe_bad_samples
 from minitrain.instruments.history import History, Verdict
@@ -11,9 +13,11 @@ from minitrain.instruments.rules import (
     CAUSES,
     NO_GRADIENT,
     NOT_FINITE,
+    NOT_LEARNED,
     RULES,
     WRONG_GRADIENT,
 )
+from minitrain.instruments.rules_of_learning import describe_unlearned_class
 from minitrain.instruments.sample_checks import check_scale
 from minitrain.instruments.truth import Slope
 
@@ -107,6 +111,16 @@ class Findings:
             f"shows {slope.measured:.4g}: {factor:.3g} times."
         )
         return self._tell(step, WRONG_GRADIENT, (text, _guess_origin(factor)))
+
+    def check_confusion(self, step: int, counts: Tensor) -> list[Finding]:
+        """Look at what a test confuses, for a class that is not learned.
+
+        Args:
+            step: The last step before the test.
+            counts: Counts [target, predicted], as of `confusion_matrix`.
+        """
+        told = describe_unlearned_class(counts)
+        return self._tell(step, NOT_LEARNED, told)
 
     def note(self, step: int, values: Mapping[str, float]) -> list[Finding]:
         """Take in the values of a step, by their tags; return what is found in them.
