@@ -183,6 +183,7 @@ def build(config: Config) -> Run:
             guessing=loss_of_guessing(loss_fn, outputs, dataset.train.labels),
             num_classes=len(dataset.classes),
             clip_norm=config.clip_norm,
+            momentum=config.optimizer.momentum,
             as_flags=True,
         ),
     )

@@ -54,6 +54,7 @@ class Findings:
             `loss_of_guessing` gives it; what needs it is silent without.
         num_classes: Classes that the model tells apart, if it tells classes apart.
         clip_norm: The norm that gradients are clipped to, if they are.
+        momentum: That of the updates, where it is known.
         as_flags: Whether advice names flags of `scripts/train.py`, and not arguments.
     """
 
@@ -65,6 +66,7 @@ class Findings:
         guessing: float | None = None,
         num_classes: int | None = None,
         clip_norm: float | None = None,
+        momentum: float | None = None,
         as_flags: bool = False,
     ) -> None:
         self.found: list[Finding] = []
@@ -74,6 +76,7 @@ class Findings:
             guessing=guessing,
             num_classes=num_classes,
             clip_norm=clip_norm,
+            momentum=momentum,
             as_flags=as_flags,
         )
 

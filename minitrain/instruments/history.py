@@ -24,6 +24,8 @@ class History:
     """Classes that the model tells apart, if it tells classes apart."""
     clip_norm: float | None = None
     """The norm that gradients are clipped to, if they are."""
+    momentum: float | None = None
+    """That of the updates, where it is known."""
     as_flags: bool = False
     """Whether advice names flags of the runner, and not arguments."""
     step: int = 0
@@ -60,6 +62,11 @@ class History:
     def is_past(self, share: float) -> bool:
         """Return whether this share of the run is over."""
         return self.step >= share * self.num_steps
+
+    def late_loss(self) -> float:
+        """Return the mean loss of the last third of the readings."""
+        losses = self.values(tags.TRAIN_LOSS)
+        return mean(losses[-max(1, len(losses) // 3) :])
 
     def is_stuck(self) -> bool:
         """Return whether the loss fell by less than 2 %, first third to last.

@@ -74,23 +74,6 @@ def effective_lr(update: Vector, used: Vector) -> Tensor:
     return update.norm / used.norm
 
 
-def gain(update: Vector, used: Vector, lr: Sequence[float]) -> Tensor:
-    """Return |d| / |g'|, how many gradients long the direction d = -u / lr is.
-
-    Without momentum it is 1, and under a constant gradient 1 / (1 - momentum).
-
-    >>> update, used = Vector([torch.tensor([-0.4])]), Vector([torch.tensor([1.0])])
-    >>> gain(update, used, [0.1])
-    tensor(4.)
-
-    Args:
-        update: u.
-        used: g', with weight decay.
-        lr: The learning rate of each tensor.
-    """
-    return norm(norms(update) / used.norm.new_tensor(lr)) / used.norm
-
-
 def decay_share(before: Vector, used: Vector, weight_decay: Sequence[float]) -> Tensor:
     """Return |weight_decay theta| / |g'|: how much of g' is weight decay.
 
@@ -161,7 +144,6 @@ def read_look(
         tags.DESCENT_COSINE: -cosine(update, gradient),
         tags.MOMENTUM_SHARE: momentum_share(update, used, lr),
         tags.EFFECTIVE_LR: effective_lr(update, used),
-        tags.GAIN: gain(update, used, lr),
         tags.DISTANCE: distance,
         tags.EFFICIENCY: distance / path.length,
     }

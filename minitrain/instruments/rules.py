@@ -88,7 +88,10 @@ CAUSES: dict[str, Sequence[str]] = {
     CONTRADICTED: (SHIFTED, CONSTANT, NOT_FINITE),
     NOT_LEARNED: (*START, *_STEPS, *_UNITS, CONTRADICTED, IMBALANCED,
                   "labels without signal", "flat plateau", "steep plateau"),
-    "weight decay too large": (*START, "gradient clipped to almost nothing"),
+    "weight decay too large": (
+        *START, "gradient clipped to almost nothing", "momentum too large",
+        "learning rate too large", "exploding gradient", "dead units",
+    ),
     "momentum too large": (*START, "weight decay too large"),
     "learning rate too large": (
         *START, "weight decay too large", "momentum too large", "exploding gradient",

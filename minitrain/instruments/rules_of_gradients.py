@@ -29,6 +29,8 @@ def exploding_gradient(run: History) -> Verdict:
     clipping = run.setting("clip_norm", "1")
     advice = f"Look at the scale of the initial weights, and try {clipping}."
     norms, losses = run.values(tags.GLOBAL_GRAD_NORM), run.values(tags.TRAIN_LOSS)
+    if max(run.values(tags.TRUTH_ERROR)[:1], default=0) > 0.5:
+        return None  # it is not that of the loss: its size says nothing
     if norms and losses and _is_above_guessing(run):
         text = f"at the start the loss is {losses[0]:.3g}, and |grad L| {norms[0]:.3g}"
         return f"{text}; the loss of guessing is {run.guessing:.3g}.", advice

@@ -17,6 +17,8 @@ def batch_too_small(run: History) -> Verdict:
     shares = run.values(tags.SIGNAL_SHARE)
     if not run.is_past(0.8) or run.is_stuck() or len(shares) < 6:
         return None
+    if run.guessing is not None and run.late_loss() < 0.03 * run.guessing:
+        return None  # little is left to learn
     usual = sorted(shares)[2 * len(shares) // 3]
     if usual > 1 / 16:  # a noise scale of 15 batches
         return None
@@ -62,10 +64,12 @@ def overfitting(run: History) -> Verdict:
 
 def labels_without_signal(run: History) -> Verdict:
     """The loss stays at that of guessing, though every layer gets a gradient."""
-    losses, accuracies = run.values(tags.TRAIN_LOSS), run.values(tags.TEST_ACCURACY)
-    if run.guessing is None or not run.is_stuck() or _gets_little(run):
+    accuracies = run.values(tags.TEST_ACCURACY)
+    if run.guessing is None or _gets_little(run):
         return None
-    late = mean(losses[-(len(losses) // 3) :])
+    if not (run.is_stuck() or _has_come_to_rest(run)):
+        return None
+    late = run.late_loss()
     if abs(late / run.guessing - 1) > 0.05:
         return None
     if run.num_classes and max(accuracies, default=0) > 1.5 / run.num_classes:
@@ -76,6 +80,16 @@ def labels_without_signal(run: History) -> Verdict:
         f"{run.guessing:.3g}.",
         "Look whether the targets belong to the inputs.",
     )
+
+
+def _has_come_to_rest(run: History) -> bool:
+    """Return whether the loss fell at first, and not in the last half of the run."""
+    losses = run.values(tags.TRAIN_LOSS)
+    if not run.is_past(0.95) or len(losses) < 12:
+        return False
+    late = losses[len(losses) // 2 :]
+    middle = len(late) // 2
+    return mean(late[middle:]) > 0.97 * mean(late[:middle])
 
 
 def flat_plateau(run: History) -> Verdict:

@@ -1,13 +1,11 @@
 """What the readings say of the steps: too long, too short, or turned by something."""
 
+import math
 import statistics
 from collections.abc import Sequence
 
 from minitrain import tags
 from minitrain.instruments.history import History, Verdict, mean
-
-LONG_GAIN = 14
-"""No step of a momentum of 0.9 is so many gradients long: 10 is the most."""
 
 
 def gradient_not_reset(run: History) -> Verdict:
@@ -24,33 +22,32 @@ def gradient_not_reset(run: History) -> Verdict:
 def learning_rate_too_large(run: History) -> Verdict:
     """Steps go beyond the stable limit, or the loss rises above that of the start."""
     evidence = _excess(run)
-    if evidence is None or _gain(run) > LONG_GAIN:
+    if evidence is None or _memory(run) >= 100:
         return None
     lr, warmup = run.setting("lr"), run.setting("warmup_steps", "500")
     return evidence, f"Try a tenth of {lr}, or {warmup}."
 
 
 def momentum_too_large(run: History) -> Verdict:
-    """The steps are many gradients long, and the loss does not come down."""
-    gain = _gain(run)
-    if gain <= LONG_GAIN or not run.is_past(0.3):
+    """Steps are a sum over the whole run, or over many steps that do not descend."""
+    memory, evidence = _memory(run), _excess(run)
+    if memory > run.num_steps / 2 and memory >= 100:
+        evidence = evidence or f"the run has {run.num_steps}."
+    elif memory < 100 or evidence is None:
         return None
-    evidence = _excess(run)
-    if evidence is None:
-        if run.has_learned(0.7):
-            return None
-        evidence = f"the loss is {run.values(tags.TRAIN_LOSS)[-1]:.3g}."
+    if not run.is_past(0.3):
+        return None
     return (
-        f"the steps are {gain:.3g} times as long as the gradient that they use, and "
+        f"a step is a sum over the gradients of about {memory:.0f} steps, and "
         + evidence,
         f"Try {run.setting('momentum', '0.9')}, or a tenth of {run.setting('lr')}.",
     )
 
 
-def _gain(run: History) -> float:
-    """Return how many gradients long the steps of the last third were."""
-    gains = run.values(tags.GAIN)
-    return statistics.median(gains[-max(1, len(gains) // 3) :]) if gains else 0.0
+def _memory(run: History) -> float:
+    """Return over how many steps the momentum sums up: 1 / (1 - momentum)."""
+    momentum = run.momentum or 0.0
+    return 1 / (1 - momentum) if momentum < 1 else math.inf
 
 
 def _excess(run: History) -> str | None:
@@ -79,18 +76,19 @@ def _highest(values: Sequence[float], width: int) -> float:
 
 
 def weight_decay_too_large(run: History) -> Verdict:
-    """Most of the gradient that the update uses pulls to zero, and nothing is learned.
+    """Most of the gradient that the first updates use pulls to zero.
 
     Where a run has converged, the two parts balance each other: that is no fault.
     """
     shares = run.values(tags.DECAY_SHARE)
-    if not run.is_past(0.25) or len(shares) < 3 or run.has_learned(0.7):
+    if not run.is_past(0.25) or len(shares) < 3 or run.has_learned(0.1):
         return None
-    if (usual := statistics.median(shares)) < 0.5:
+    early = shares[: max(3, len(shares) // 3)]
+    if (usual := statistics.median(early)) < 0.5:
         return None
     return (
-        f"the part of weight decay in the gradient that the update uses is {usual:.0%} "
-        f"at the median, and the loss is {run.values(tags.TRAIN_LOSS)[-1]:.3g}.",
+        f"the part of weight decay in the gradient that the first updates use is "
+        f"{usual:.0%} at the median, and the loss is {run.late_loss():.3g}.",
         f"Try a hundredth of {run.setting('weight_decay')}.",
     )
 

@@ -63,6 +63,9 @@ def kinds_of(changes: dict[str, Any], **options: Any) -> list[str]:
 def test_a_healthy_run_gives_no_finding() -> None:
     assert kinds_of({}) == []
     assert kinds_of({"clip/fraction": 0.8}, clip_norm=1.0) == []
+    assert kinds_of({"weight_decay/share": 0.1}, momentum=0.9) == []
+    growing = {"weight_decay/share": lambda step: step / 20}
+    assert kinds_of(growing) == [], "as it does where a run converges"
 
 
 STUCK = {"loss/train": 2.3}
@@ -76,8 +79,8 @@ CASES = [
     ),
     ("learning rate too small", {"update_ratio/global": 1e-6} | STUCK, {}),
     ("learning rate too small", {"lr": lambda step: 0.1 * (step < 3)} | STUCK, {}),
-    ("momentum too large", {"momentum/gain": 40.0} | STUCK, {}),
-    ("momentum too large", {"momentum/gain": 40.0, "audit/margin": 2.0}, {}),
+    ("momentum too large", {}, {"momentum": 0.999}),
+    ("momentum too large", {"audit/margin": 2.0}, {"momentum": 0.99}),
     ("weight decay too large", {"weight_decay/share": 0.9} | STUCK, {}),
     ("gradient not reset", {"zero_grad/forgotten": 1.0, "audit/margin": 2.0}, {}),
     (
@@ -170,7 +173,7 @@ def test_what_follows_from_a_finding_is_not_told() -> None:
 def test_readings_of_a_panel_alone_are_enough_to_say_something() -> None:
     run = findings()
     for step in range(1, 21):
-        run.note(step, {"update_norm/global": 1.0, "momentum/gain": 1.0})
+        run.note(step, {"update_norm/global": 1.0, "momentum/share": 1.0})
         run.note(step, {"update_norm/global": 1.0, "loss/train": 2.3})
     assert run.found[0].kind == "labels without signal"
     for step in range(21, 40):

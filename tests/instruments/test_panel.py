@@ -74,7 +74,6 @@ def test_every_reading_on_the_paraboloid_has_a_closed_form(lr: float) -> None:
             "cosine/steepest_descent": 1,
             "momentum/share": 0,
             "momentum/effective_lr": lr,
-            "momentum/gain": 1,
             "path/distance": distance,
             "path/efficiency": distance / path,
             "audit/promised": lr * 4 * size**2,
