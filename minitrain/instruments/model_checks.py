@@ -136,18 +136,19 @@ def _check_start(
 ) -> Told | None:
     """Tell where the first loss is far above that of guessing, and of outputs 0.
 
-    Not of real targets, whose scale a model finds within some steps.
+    Outputs of about unit size are usual, whatever the size of real targets.
     """
     guessing = loss_of_guessing(loss_fn, outputs, targets)
-    if guessing is None or targets.is_floating_point():
+    if guessing is None:
         return None
     of_zero = loss_fn(torch.zeros_like(outputs), targets).item()
-    if not loss > 5 * max(guessing, of_zero):
+    of_unit_size = 1.0 if targets.is_floating_point() else 0.0
+    if not loss > 5 * max(guessing, of_zero, of_unit_size):
         return None
     return (
         "exploding gradient",
-        f"the loss of the first samples is {loss:.3g}, and that of guessing "
-        f"{guessing:.3g}.",
+        f"the loss of the first samples is {loss:.3g}, that of outputs 0 is "
+        f"{of_zero:.3g}, and that of guessing {guessing:.3g}.",
         "Look at the scale of the initial weights and of the inputs.",
     )
 

@@ -3,9 +3,10 @@
 import copy
 import random
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,11 @@ from minitrain.instruments.sample_checks import (
     check_samples,
 )
 from minitrain.randomness import RandomStates
-from minitrain.samples import count, join, move, part, select
+from minitrain.samples import count, join, move, part, select, tensors_in
 
-NUM_SAMPLES = 4096
-"""Of so many samples the targets are looked at."""
+NUM_SAMPLES, NUM_ELEMENTS, SECONDS = 4096, 2**24, 1.0
+"""At most so many samples are looked at, of so many numbers together, and read for so
+long where they are not in memory."""
 
 NUM_PASSED = 512
 """So many samples, or those of one batch, go through the model."""
@@ -54,6 +56,9 @@ def preflight(
         model: Any module: `model(inputs)` are the outputs.
         loss_fn: `loss_fn(outputs, targets)` is the mean loss over a batch.
         batches: As for `train`.
+
+    Raises:
+        ValueError: There is no batch, or it is no pair of inputs and targets.
     """
     if isinstance(batches, Iterator):
         return []
@@ -63,55 +68,84 @@ def preflight(
         ]
 
 
+class _Seen(NamedTuple):
+    """What of the data is looked at."""
+
+    batches: list[Batch]
+    """Some of the first epoch."""
+    in_order: Batch
+    """Samples in the order of the data set, where it is known, or else of the epoch."""
+    in_memory: Batch
+    """All samples that are at hand."""
+
+
 def _look(
     model: nn.Module,
     loss_fn: Callable[[Any, Any], Tensor],
     batches: Epochs | Iterable[Batch],
 ) -> Iterator[Told]:
-    seen = _first(batches) if not isinstance(batches, Batches) else _spread(batches)
-    if not seen:
-        return
-    samples = join(seen)
-    in_memory = isinstance(batches, Batches)
-    everything = (batches.inputs, batches.targets) if in_memory else samples
-    if bad := check_finite(everything):
+    seen = _spread(batches) if isinstance(batches, Batches) else _first(batches)
+    if bad := check_finite(seen.in_memory):
         yield bad
         return
-    num_in_all = batches.num_samples if in_memory else count(samples)
-    yield from check_samples(seen, num_in_all)
-    in_order = batches.first(NUM_SAMPLES) if in_memory else samples
-    yield from check_labels(*in_order)
+    yield from check_samples(seen.batches, count(seen.in_memory))
+    yield from check_labels(*seen.in_order)
+    samples = join(seen.batches)
     try:
         copied = copy.deepcopy(model)
         device = next((p.device for p in copied.parameters()), torch.device("cpu"))
-        num = min(NUM_PASSED, size_of(seen[0]), count(samples))
+        num = min(NUM_PASSED, size_of(seen.batches[0]), count(samples))
         chosen = torch.arange(num) * count(samples) // num
         yield from check_model(copied, loss_fn, move(select(samples, chosen), device))
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
         return  # it cannot be copied, or cannot take these samples: training tells
 
 
-def _spread(batches: Batches) -> list[Batch]:
-    """Return batches of the first epoch at equal distances, together NUM_SAMPLES."""
-    size = batches.batch_size
+def _spread(batches: Batches) -> _Seen:
+    """Return batches of the first epoch at equal distances, as many as allowed."""
+    size, most = batches.batch_size, _most(batches.first(1))
     order = torch.arange(batches.num_samples)
     if batches.seed is not None:
         order = batches.order(1)
-    num = max(1, min(len(batches), NUM_SAMPLES // size))
+    num = max(1, min(len(batches), most // size))
     samples = batches.inputs, batches.targets
     starts = [place * len(batches) // num * size for place in range(num)]
-    size = min(size, NUM_SAMPLES)
-    return [select(samples, order[start : start + size]) for start in starts]
+    size = min(size, most)
+    spread = [select(samples, order[start : start + size]) for start in starts]
+    return _Seen(spread, batches.first(most), samples)
 
 
-def _first(batches: Epochs | Iterable[Batch]) -> list[Batch]:
-    """Return the first batches of the first epoch, together NUM_SAMPLES."""
+def _first(batches: Epochs | Iterable[Batch]) -> _Seen:
+    """Return the first batches of the first epoch, as many as allowed and of one form.
+
+    Raises:
+        ValueError: There is none.
+    """
     seen: list[Batch] = []
+    start = time.perf_counter()
     for batch in epoch_of(batches, 1):
-        seen.append(tuple(part(batch, 0, NUM_SAMPLES)))
-        if sum(map(size_of, seen)) >= NUM_SAMPLES:
+        most = _most(batch)
+        inputs, targets = part(batch, 0, most)
+        if seen and _form((inputs, targets)) != _form(seen[0]):
+            break  # such as texts of another length
+        seen.append((inputs, targets))
+        is_late = time.perf_counter() - start > SECONDS
+        if is_late or sum(map(size_of, seen)) >= most:
             break
-    return seen
+    if not seen:
+        raise ValueError("there is no batch to train on")
+    samples = join(seen)
+    return _Seen(seen, samples, samples)
+
+
+def _form(batch: Batch) -> list[torch.Size]:
+    return [tensor.shape[1:] for tensor in tensors_in(batch)]
+
+
+def _most(batch: Batch) -> int:
+    """Return how many samples like these are looked at."""
+    num_elements = sum(x.numel() for x in tensors_in(batch)) / max(1, size_of(batch))
+    return max(1, min(NUM_SAMPLES, int(NUM_ELEMENTS / max(1, num_elements))))
 
 
 @contextmanager

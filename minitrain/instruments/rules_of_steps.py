@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from minitrain import tags
 from minitrain.instruments.history import History, Verdict, mean
 
+LONG_MEMORY = 99
+"""Steps that a momentum of 0.99 sums up; more are seldom of use."""
+
 
 def gradient_not_reset(run: History) -> Verdict:
     """The gradient of an earlier update was still there when a new one came."""
@@ -22,7 +25,7 @@ def gradient_not_reset(run: History) -> Verdict:
 def learning_rate_too_large(run: History) -> Verdict:
     """Steps go beyond the stable limit, or the loss rises above that of the start."""
     evidence = _excess(run)
-    if evidence is None or _memory(run) >= 100:
+    if evidence is None or _memory(run) >= LONG_MEMORY:
         return None
     lr, warmup = run.setting("lr"), run.setting("warmup_steps", "500")
     return evidence, f"Try a tenth of {lr}, or {warmup}."
@@ -31,9 +34,9 @@ def learning_rate_too_large(run: History) -> Verdict:
 def momentum_too_large(run: History) -> Verdict:
     """Steps are a sum over the whole run, or over many steps that do not descend."""
     memory, evidence = _memory(run), _excess(run)
-    if memory > run.num_steps / 2 and memory >= 100:
+    if memory > run.num_steps / 2 and memory >= LONG_MEMORY:
         evidence = evidence or f"the run has {run.num_steps}."
-    elif memory < 100 or evidence is None:
+    elif memory < LONG_MEMORY or evidence is None:
         return None
     if not run.is_past(0.3):
         return None
@@ -53,7 +56,8 @@ def _memory(run: History) -> float:
 def _excess(run: History) -> str | None:
     """Say what shows that the steps are too long, if anything does."""
     margins, losses = run.values(tags.AUDIT_MARGIN), run.values(tags.TRAIN_LOSS)
-    above = [margin for margin in margins if margin > 1]
+    # A little above the limit many a training stays, and learns.
+    above = [margin for margin in margins if margin > 1.3]
     if len(above) >= 2:
         text = f"{len(above)} of {len(margins)} audited steps went beyond the stable "
         return text + f"limit, by up to {max(above):.3g} times."

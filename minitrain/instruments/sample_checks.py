@@ -55,17 +55,16 @@ def check_samples(batches: Sequence[Batch], num_in_all: int) -> Iterator[Told]:
     """
     inputs = [_only_tensor(inputs) for inputs, _ in batches]
     targets = [_only_tensor(targets) for _, targets in batches]
-    x = None if None in inputs else torch.cat(inputs)
-    y = None if None in targets else torch.cat(targets)
+    x, y = _joined(inputs), _joined(targets)
     told = []
     if x is not None and x.is_floating_point() and x.dim() > 1:
         rows = x.flatten(1)
         told += [_check_constant(rows), _check_repeated(rows, y, num_in_all)]
         told += [check_scale(x.mean().item(), x.std().item())]
-    if y is not None and y.dim() == 1 and not y.is_floating_point():
-        told += [_check_balance(y)]
     if y is not None and y.is_floating_point():
         told += [_check_targets(y)]
+    elif y is not None and y.dim() == 1:
+        told += [_check_balance(y)]
     if y is not None and y.shape[1:].numel() == 1:
         told += [_check_order([each.flatten() for each in targets if each is not None])]
     yield from filter(None, told)
@@ -81,9 +80,14 @@ def check_labels(inputs: Any, targets: Any) -> Iterator[Told]:
 
 
 def _only_tensor(samples: Any) -> Tensor | None:
-    """Return the tensor that the samples are, if they are a single one."""
+    """Return the tensor that the samples are, on the CPU, if they are a single one."""
     tensors = [*tensors_in(samples)]
-    return tensors[0] if len(tensors) == 1 and tensors[0].dim() else None
+    return tensors[0].cpu() if len(tensors) == 1 and tensors[0].dim() else None
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if len(known) == len(parts) else None
 
 
 def _check_constant(rows: Tensor) -> Told | None:
@@ -148,7 +152,7 @@ def _check_targets(targets: Tensor) -> Told | None:
     is_off = (mean.abs() > 10 * std) | (std > 1000) | (std < 1e-3)
     if not is_off.any():
         return None
-    where = is_off.flatten().nonzero()[0].item()
+    where = int(is_off.flatten().nonzero()[0])
     return (
         rules.TARGETS_OFF,
         f"the targets have mean {mean.flatten()[where]:.3g} and standard deviation "

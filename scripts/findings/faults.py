@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from findings.problems import PROBLEMS, Problem, images, softmax
+from findings.problems import PROBLEMS, Problem, Transformer, images, softmax
 from findings.trial import Trial
 from torch import Tensor, nn
 
@@ -65,7 +65,8 @@ def append(module: nn.Module, model: nn.Module) -> None:
     if isinstance(model, nn.Sequential):
         model.append(module)
     else:
-        model.head = nn.Sequential(model.head, module)
+        assert isinstance(model, Transformer)
+        model.end = module
 
 
 def add_sigmoid_layers(model: nn.Module) -> None:
@@ -244,7 +245,7 @@ def healthy_trials() -> dict[str, Trial]:
     trials = {}
     for name, problem in PROBLEMS.items():
         # Without momentum the steps are a tenth as long in the end.
-        for lr, momentum in ((0.4, 0.9), (1, 0.9), (2, 0.9), (2, 0), (5, 0)):
+        for lr, momentum in ((0.4, 0.9), (1, 0.9), (2, 0.9), (2, 0), (4, 0)):
             options = {"momentum": momentum}
             trials[f"{name}, lr x {lr}, momentum {momentum}"] = Trial(
                 problem, optimizer=options, lr_times=lr

@@ -139,12 +139,13 @@ class Transformer(nn.Module):
             nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)
         )
         self.head = nn.Linear(width, 128)
+        self.end: nn.Module = nn.Identity()
 
     def forward(self, letters: Tensor) -> Tensor:
         x = self.letters(letters) + self.places.weight
         x = x + self._attend(self.norm1(x))
         x = x + self.hidden(self.norm2(x))
-        return self.head(x)
+        return self.end(self.head(x))
 
     def _attend(self, x: Tensor) -> Tensor:
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
@@ -164,7 +165,12 @@ PROBLEMS = {
     "cnn": Problem(data=MNIST, model=cnn, optimizer={**USUAL, "lr": 0.03}),
     "spirals": Problem(data=spirals, model=spirals_mlp, num_classes=2, epochs=5),
     "sine": Problem(
-        data=sine, model=sine_mlp, loss_fn=mse_loss, num_classes=None, epochs=4
+        data=sine,
+        model=sine_mlp,
+        loss_fn=mse_loss,
+        num_classes=None,
+        epochs=6,
+        optimizer={**USUAL, "lr": 0.03},
     ),
     "language": Problem(
         data=language,

@@ -191,9 +191,10 @@ def test_advice_names_arguments_in_a_loop_and_flags_in_the_runner(
     for kind, changes, options in CASES:
         run = findings(as_flags=as_flags, **options)
         for step in range(1, 21):
-            values = HEALTHY | {"loss/train": 2.3 * 0.85**step} | changes
-            values = {t: v(step) if callable(v) else v for t, v in values.items()}
-            run.note(step, values)
+            usual: dict[str, Any] = HEALTHY | {"loss/train": 2.3 * 0.85**step}
+            for tag, change in changes.items():
+                usual[tag] = change(step) if callable(change) else change
+            run.note(step, usual)
         for found in run.found:
             assert as_flags or "--" not in found.advice, kind
 
@@ -218,8 +219,10 @@ def regress(target_scale: float) -> list[str]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     panel, loss_fn = Panel(model, optimizer), nn.functional.mse_loss
     guessing = loss_of_guessing(loss_fn, model(x), targets)
+    assert guessing is not None
     run = Findings(num_steps=200, batch_size=256, guessing=guessing)
     run.check_inputs(x.mean().item(), x.std().item())
+    loss = torch.tensor(torch.inf)
     for number in range(1, 201):
         optimizer.zero_grad()
         with panel.watch(number, lambda: loss_fn(model(x), targets)) as watch:
@@ -236,6 +239,16 @@ def regress(target_scale: float) -> list[str]:
 @pytest.mark.parametrize("target_scale", [1.0, 5.0])
 def test_a_healthy_regression_gives_no_finding(target_scale: float) -> None:
     assert regress(target_scale) == []
+
+
+def test_a_class_that_the_test_hardly_finds_is_named() -> None:
+    counts = torch.full((5, 5), 2) + 100 * torch.eye(5, dtype=torch.int64)
+    assert findings().check_confusion(9, counts) == []
+    counts[3] = counts[3].roll(1)
+    (found,) = findings().check_confusion(9, counts)
+    assert (found.kind, found.step) == ("class not learned", 9)
+    assert found.text.startswith("2% of class 3 are right in the test, and 93%")
+    assert findings().check_confusion(9, counts // 10) == [], "too few to say"
 
 
 def test_unresolved_readings_are_passed_over() -> None:

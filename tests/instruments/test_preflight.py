@@ -109,6 +109,9 @@ HEALTHY: dict[str, Callable[[], list[str]]] = {
         network(nn.LogSoftmax(1)), loss_fn=nn.functional.nll_loss
     ),
     "regression": lambda: kinds(one_output(), real_targets(), mse_loss),
+    "small targets": lambda: kinds(
+        one_output(), (clusters()[0], 0.02 * real_targets()[1]), mse_loss
+    ),
     "large targets": lambda: kinds(
         one_output(), (clusters()[0], 70 * real_targets()[1]), mse_loss
     ),
@@ -247,6 +250,10 @@ PLANTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
         lambda: kinds(network(NormalizedOverBatch())),
     ),
     "large weights": ("exploding gradient", lambda: kinds(scaled(network(), 20.0))),
+    "large outputs": (
+        "exploding gradient",
+        lambda: kinds(scaled(one_output(), 20.0), real_targets(), mse_loss),
+    ),
     "zero weights": ("one batch cannot be learned", lambda: kinds(frozen_at_zero())),
 }
 
@@ -301,10 +308,11 @@ def everything(model: nn.Module, optimizer: SGD, loader: DataLoader) -> list[Ten
     bufs = [s["momentum_buffer"] for s in optimizer.state.values()]
     generator = loader.generator
     assert isinstance(generator, torch.Generator) and len(grads) > 0
+    of_numpy: Any = numpy.random.get_state()
     return [
         *model.state_dict().values(), *grads, *bufs, torch.get_rng_state(),
         generator.get_state(), torch.tensor([random.getstate()[1]]),
-        torch.from_numpy(numpy.random.get_state()[1].astype("int64")),
+        torch.from_numpy(of_numpy[1].astype("int64")),
         torch.tensor([module.training for module in model.modules()]),
     ]  # fmt: skip
 
@@ -319,7 +327,7 @@ def test_it_leaves_no_trace(as_vector: bool) -> None:
     loader = DataLoader(dataset, 32, shuffle=True, generator=generator)
     cross_entropy(model(dataset.tensors[0]), dataset.tensors[1]).backward()
     optimizer.step()
-    model.inner[0].eval()
+    next(model.inner.children()).eval()
     before = [x.clone() for x in everything(model, optimizer, loader)]
     ids = [id(p) for p in model.parameters()]
     assert preflight(model, cross_entropy, loader) == []
@@ -332,6 +340,28 @@ def test_what_can_be_iterated_once_is_left_alone() -> None:
     batches = iter(Batches(*clusters(), 32).epoch(1))
     assert preflight(network(), cross_entropy, batches) == []
     assert torch.equal(next(batches)[1], clusters()[1][:32])
+
+
+def test_texts_of_many_lengths_are_looked_at_as_far_as_they_fit_together() -> None:
+    x, y = text()
+    batches = [(x[:50], y[:50]), (x[50:90, :5], y[50:90, :5])]
+    assert preflight(Language(), language_loss, batches) == []
+    with pytest.raises(ValueError, match="no batch"):
+        preflight(Language(), language_loss, [])
+
+
+def test_it_looks_at_no_more_than_it_says() -> None:
+    seen = []
+
+    class Endless:
+        def __iter__(self):
+            while True:
+                seen.append(len(seen))
+                yield clusters(64)
+
+    found = preflight(network(), cross_entropy, Endless())
+    assert [finding.kind for finding in found] == ["repeated samples"]
+    assert len(seen) == 4096 / 64
 
 
 def test_what_cannot_be_copied_or_called_is_left_to_the_training() -> None:
