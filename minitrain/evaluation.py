@@ -162,3 +162,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
+    """Count how often each class was taken for each.
+
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    >>> confusion_matrix(logits, torch.tensor([0, 1, 1])).tolist()
+    [[1, 0], [1, 1]]
+
+    Args:
+        logits: Shape (N, classes).
+        targets: Class numbers, shape (N,).
+
+    Returns:
+        Counts [target, predicted], shape (classes, classes).
+    """
+    num_classes = logits.shape[1]
+    pairs = targets * num_classes + logits.argmax(dim=1)
+    counts = torch.bincount(pairs, minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)

@@ -7,7 +7,7 @@ vector, `theta.grad` is `gradient(L)(theta)`. The step walks against it.
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -60,7 +60,13 @@ class NotFiniteError(ArithmeticError):
     """Loss or gradient of a step is infinite or NaN, and its update was not made."""
 
     def __init__(
-        self, step: int, loss: float, grad_norm: float, parameter: str, lr: float
+        self,
+        step: int,
+        loss: float,
+        grad_norm: float,
+        parameter: str,
+        lr: float,
+        batches: Sequence[Batch] = (),
     ) -> None:
         self.step = step
         """The step, from 1, that was not made: the parameters are those before it."""
@@ -69,6 +75,8 @@ class NotFiniteError(ArithmeticError):
         self.lr = lr
         self.parameter = parameter
         """The first whose gradient is not finite; empty where only the loss is not."""
+        self.batches = batches
+        """Those of the step, to look for samples that are not finite themselves."""
         where = "in the loss alone"
         if parameter:
             where = f"first in the gradient of {parameter}"
@@ -182,7 +190,8 @@ def train(
             loss_value, norm_value, *each = torch.cat(values).tolist()
             if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
                 found = loss_value, norm_value, _first_not_finite(trainable)
-                raise NotFiniteError(number, *found, _lr_of(optimizer))
+                lr_value = _lr_of(optimizer)
+                raise NotFiniteError(number, *found, lr_value, window.batches)
             factor = None
             if clip_norm is not None:
                 factor = _clip(grads, clip_factor(total, clip_norm))

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from minitrain import evaluation
 from minitrain.averaging import WeightAverage
-from minitrain.batches import Batches
+from minitrain.batches import Batches, size_of
 from minitrain.evaluation import Metrics
 from minitrain.experiment import source
 from minitrain.experiment.data import (
@@ -27,9 +27,11 @@ from minitrain.experiment.objective import Loss, usual_loss
 from minitrain.experiment.parts import Run, count_steps
 from minitrain.experiment.settings import Config
 from minitrain.instruments.findings import Findings
+from minitrain.instruments.guessing import loss_of_guessing
 from minitrain.instruments.panel import Panel
 from minitrain.loading import DatasetBatches
 from minitrain.randomness import undisturbed
+from minitrain.samples import part
 from minitrain.sgd import SGD
 from minitrain.system.errors import DataError, MinitrainError, SettingsError
 from minitrain.vector import ParameterVector
@@ -38,6 +40,9 @@ T = TypeVar("T")
 
 TEST_BATCH_SIZE = 1000
 """At most as many samples are evaluated at a time."""
+
+NUM_TARGETS = 256
+"""Samples of an indexable data set whose targets tell what guessing gives."""
 
 IGNORED = -100
 """The target that cross-entropy leaves out."""
@@ -71,7 +76,7 @@ def build(config: Config) -> Run:
     model = build_model(config, definition).to(device)
     loss_fn = _loss_of(config, definition)
     metrics = definition.metrics or evaluation.accuracy
-    number = _try_out(definition, model, batches, loss_fn, metrics)
+    outputs, number = _try_out(definition, model, batches, loss_fn, metrics)
     set_threads(config, number * config.data.batch_size)
     _check_normalization(config, model, data.num_samples)
     optimizer = build_optimizer(config, definition, model)
@@ -92,12 +97,7 @@ def build(config: Config) -> Run:
         largest_lr=float(optimizer.param_groups[0]["lr"]),
         average=WeightAverage(model, config.ema) if config.ema else None,
         panel=Panel(model, optimizer) if config.instruments.budget else None,
-        findings=Findings(
-            num_steps=count_steps(config, batches),
-            batch_size=config.data.batch_size * config.accumulate,
-            num_classes=len(data.classes or ()),
-            clip_norm=config.clip_norm,
-        ),
+        findings=_findings(config, batches, outputs, loss_fn),
     )
 
 
@@ -245,8 +245,8 @@ def _try_out(
     batches: Batches | DatasetBatches,
     loss_fn: Loss,
     metrics: Metrics,
-) -> float:
-    """Evaluate two samples; return the multiplications in the forward pass of one.
+) -> tuple[Any, float]:
+    """Evaluate two samples, for their outputs and the multiplications of one.
 
     Nothing of it stays but the shapes of a lazy model.
 
@@ -261,8 +261,10 @@ def _try_out(
         device = next(model.parameters()).device
         with undisturbed(model, device), Multiplications(model) as counted:
             evaluation.evaluate(model, [batch], loss_fn, metrics)
+            multiplications = counted.number / size_of(batch)
+            outputs = evaluation.predict(model, batch[0])
             if loss_fn is usual_loss:
-                _check_classes(evaluation.predict(model, batch[0]), batches)
+                _check_classes(outputs, batches)
     except (MinitrainError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -272,7 +274,26 @@ def _try_out(
             f"the first two samples cannot go through model, loss and metrics: "
             f"{source.what_failed(error)}"
         ) from error
-    return counted.number / min(2, batches.num_samples)
+    return outputs, multiplications
+
+
+def _findings(
+    config: Config, batches: Batches | DatasetBatches, outputs: Any, loss_fn: Loss
+) -> Findings:
+    """Return what looks at the readings of the run, and knows what guessing gives."""
+    _, targets = batches.first(NUM_TARGETS)
+    if isinstance(batches, Batches):
+        targets = batches.targets
+    has_classes = bool(evaluation.accuracy(outputs, part(targets, 0, 2)))
+    return Findings(
+        num_steps=count_steps(config, batches),
+        batch_size=config.data.batch_size * config.accumulate,
+        guessing=loss_of_guessing(loss_fn, outputs, targets),
+        num_classes=outputs.shape[1] if has_classes else None,
+        clip_norm=config.clip_norm,
+        momentum=getattr(config.optimizer, "momentum", 0.0),
+        as_flags=True,
+    )
 
 
 def _check_classes(outputs: Any, batches: Batches | DatasetBatches) -> None:

@@ -42,7 +42,8 @@ def dashboard(
             yield board
             succeeded = True
         except NotFiniteError as error:
-            tell(summary, run.findings.note_failure(error.step, f"{error}."))
+            text, batches = f"{error}.", error.batches
+            tell(summary, run.findings.note_failure(error.step, text, batches))
             raise
         finally:
             board.text(tags.FINDINGS, _markdown(summary))

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from minitrain.batches import Batches
-from minitrain.evaluation import accuracy, predict
+from minitrain.evaluation import accuracy, confusion_matrix, predict
 from minitrain.experiment.parts import Run
 from minitrain.samples import move
 
@@ -19,13 +19,22 @@ MAX_CLASSES = 50
 """More do not fit into one picture."""
 
 
-def draw_all(run: Run) -> dict[str, Any]:
+def draw_all(run: Run, counts: Tensor | None) -> dict[str, Any]:
     """Return the pictures of the model as it is now, and texts, by their tags.
+
+    Args:
+        run: The run.
+        counts: What it confuses, if that is known and to be drawn.
 
     Raises:
         ValueError: `draw` returns no dictionary.
     """
-    confusion = _confusion(run)
+    pictures: dict[str, Any] = {}
+    if counts is not None:
+        from minitrain.pictures.classes import draw_confusion  # with matplotlib
+
+        names = run.data.classes or [str(i) for i in range(len(counts))]
+        pictures[CONFUSION] = draw_confusion(counts, names)
     drawn: Any = {}
     if run.definition.draw is not None:
         drawn = run.definition.draw(run.model, run.data.on(run.device))
@@ -35,23 +44,19 @@ def draw_all(run: Run) -> dict[str, Any]:
             "by their names, in a dictionary"
         )
     tagged = {k if "/" in k else f"{PICTURES}/{k}": x for k, x in drawn.items()}
-    return confusion | tagged
+    return pictures | tagged
 
 
-def _confusion(run: Run) -> dict[str, Any]:
-    """Return the table of what is taken for what, where there are classes."""
+def confusion_of(run: Run) -> Tensor | None:
+    """Return how often each class was taken for each in the test, if there are few."""
     batches = run.test_batches
     if not isinstance(batches, Batches) or not _has_classes(batches.targets):
-        return {}
-    inputs, targets = move((batches.inputs, batches.targets), run.device)
-    logits = predict(run.model, inputs)
+        return None
+    logits = predict(run.model, batches.inputs)
+    targets = move(batches.targets, run.device)
     if not accuracy(logits, targets) or logits.shape[1] > MAX_CLASSES:
-        return {}
-    from minitrain.pictures import classes  # with matplotlib: no run needs it earlier
-
-    names = run.data.classes or [str(i) for i in range(logits.shape[1])]
-    counts = classes.confusion_matrix(logits, targets)
-    return {CONFUSION: classes.draw_confusion(counts, names)}
+        return None
+    return confusion_matrix(logits, targets)
 
 
 def _has_classes(targets: Any) -> bool:

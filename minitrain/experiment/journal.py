@@ -4,12 +4,13 @@ None of it changes the run.
 """
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from minitrain import tags
 from minitrain.batches import Batches
 from minitrain.evaluation import Evaluation, evaluate, evaluating
-from minitrain.experiment.drawing import draw_all
+from minitrain.experiment.drawing import confusion_of, draw_all
 from minitrain.experiment.parts import Run
 from minitrain.experiment.report import (
     EpochLine,
@@ -18,6 +19,7 @@ from minitrain.experiment.report import (
     tell,
     tell_withheld,
 )
+from minitrain.instruments.preflight import preflight
 from minitrain.instruments.readings import log2_counts
 from minitrain.instruments.sharpness import sharpness
 from minitrain.loading import DatasetBatches
@@ -39,12 +41,16 @@ class Journal:
         self._num_samples, self._seconds, self._loss = 0, 0.0, 0.0  # made here
 
     def note_inputs(self) -> None:
-        """Look at some of the inputs, before the first step."""
+        """Look at some of the samples, and at the model, before the first step."""
         inputs, _ = self.run.batches.first(1000)
         real = [x for x in tensors_in(inputs) if x.is_floating_point()]
         if len(real) == 1:  # several may have scales of their own
             size = real[0].mean().item(), real[0].std().item()
             tell(self.summary, self.run.findings.check_inputs(*size))
+        if self.run.panel is not None:
+            run = self.run
+            found = preflight(run.model, run.loss_fn, run.batches)
+            tell(self.summary, run.findings.take(found))
 
     def note_step(self, step: Step, seconds: float) -> None:
         """Take in a step, and the seconds that it took."""
@@ -108,12 +114,19 @@ class Journal:
         tell(summary, run.findings.note(step, values))
         return found
 
-    def draw(self) -> None:
+    def conclude(self) -> None:
+        """Look at what the trained model confuses, and show all pictures."""
+        counts, step = confusion_of(self.run), self.summary.steps
+        if counts is not None:
+            tell(self.summary, self.run.findings.check_confusion(step, counts))
+        self.draw(counts)
+
+    def draw(self, counts: Tensor | None = None) -> None:
         """Show the pictures of the model; drawing leaves no trace in the run."""
         run = self.run
         with undisturbed(run.model, run.device), torch.no_grad():
             run.model.eval()
-            pictures = draw_all(run)
+            pictures = draw_all(run, counts)
         for tag, picture in pictures.items():
             if isinstance(picture, str):
                 self.board.text(tag, picture, self.summary.steps)

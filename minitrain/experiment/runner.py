@@ -193,12 +193,12 @@ def _conclude(built: Run, folder: Path, journal: Journal) -> None:
     summary = journal.summary
     if built.valid_batches is None:
         _check_loss("test", summary.test_loss, summary)
-        journal.draw()
+        journal.conclude()
         return
     _check_loss("validation", summary.validation_loss, summary)
     with _best_weights(built, folder, summary):
         journal.evaluate(summary.steps, "test", built.test_batches)
-        journal.draw()
+        journal.conclude()
 
 
 @contextmanager

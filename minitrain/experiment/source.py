@@ -86,9 +86,11 @@ def _relative(module: object, folder: Path) -> str | None:
     file = getattr(module, "__file__", None)
     if not isinstance(file, str) or not file.endswith(".py"):
         return None
-    path = Path(file).resolve()
-    is_inside = path.is_relative_to(folder) and "site-packages" not in path.parts
-    return path.relative_to(folder).as_posix() if is_inside else None
+    path = Path(file)  # which is no path at all of what was made without a file
+    if not path.is_absolute() or "site-packages" in path.parts:
+        return None
+    path = path.resolve()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else None
 
 
 def _read(path: Path) -> str:

@@ -10,7 +10,9 @@ the loss curves.
 `panel` has them read at the right moments of a step (`watch`), as often as `cadence`
 says: each step is an `observation`, and what later ones need of it a `memory`.
 `findings` says what all this means in plain sentences, by `rules` that ask the
-`history` of a run.
+`history` of a run. Before the first step `preflight` looks at the samples, as such
+(`sample_checks`, `neighbors`) and on their way through a copy of the model
+(`model_checks`).
 
 This room imports the book alone, and never changes a training.
 """
@@ -22,9 +24,15 @@ from minitrain._lazy import lazily
 if TYPE_CHECKING:
     from minitrain.instruments.cadence import Cadence as Cadence
     from minitrain.instruments.findings import Findings as Findings
+    from minitrain.instruments.guessing import loss_of_guessing as loss_of_guessing
     from minitrain.instruments.panel import Panel as Panel
 
-_HOMES = {"Cadence": "cadence", "Findings": "findings", "Panel": "panel"}
+_HOMES = {
+    "Cadence": "cadence",
+    "Findings": "findings",
+    "Panel": "panel",
+    "loss_of_guessing": "guessing",
+}
 
 if not TYPE_CHECKING:  # whose readers know the names above, and no others
     __all__ = sorted(_HOMES)

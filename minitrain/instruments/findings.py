@@ -1,19 +1,24 @@
 """What the readings of a run mean, in plain sentences with their evidence."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from minitrain import tags
-from minitrain.instruments.history import History
+from minitrain.instruments.bad_samples import describe_bad_samples
+from minitrain.instruments.history import History, Verdict
 from minitrain.instruments.rules import (
     CAUSES,
     NO_GRADIENT,
-    NOT_NORMALIZED,
+    NOT_FINITE,
+    NOT_LEARNED,
     RULES,
     WRONG_GRADIENT,
-    Verdict,
 )
+from minitrain.instruments.rules_of_learning import describe_unlearned_class
+from minitrain.instruments.sample_checks import check_scale
 from minitrain.instruments.truth import Slope
 
 
@@ -25,7 +30,7 @@ class Finding(NamedTuple):
     text: str
     """What was seen, with numbers."""
     advice: str
-    """What to try, as a flag where there is one."""
+    """What to try, with the names of settings where there are any."""
 
     def __str__(self) -> str:
         return f"{self.kind} at step {self.step}: {self.text} {self.advice}"
@@ -45,8 +50,12 @@ class Findings:
     Args:
         num_steps: Steps of the whole run.
         batch_size: Samples in the batch of a step.
-        num_classes: Classes that the model tells apart.
+        guessing: The loss of outputs that are the same for every sample, as
+            `loss_of_guessing` gives it; what needs it is silent without.
+        num_classes: Classes that the model tells apart, if it tells classes apart.
         clip_norm: The norm that gradients are clipped to, if they are.
+        momentum: That of the updates, where it is known.
+        as_flags: Whether advice names flags of `scripts/train.py`, and not arguments.
     """
 
     def __init__(
@@ -54,25 +63,35 @@ class Findings:
         *,
         num_steps: int,
         batch_size: int,
-        num_classes: int,
+        guessing: float | None = None,
+        num_classes: int | None = None,
         clip_norm: float | None = None,
+        momentum: float | None = None,
+        as_flags: bool = False,
     ) -> None:
         self.found: list[Finding] = []
         self._history = History(
             num_steps=num_steps,
             batch_size=batch_size,
+            guessing=guessing,
             num_classes=num_classes,
             clip_norm=clip_norm,
+            momentum=momentum,
+            as_flags=as_flags,
         )
+
+    def take(self, found: Iterable[Finding]) -> list[Finding]:
+        """Take in what was found elsewhere, as by `preflight`; return what is new."""
+        new: list[Finding] = []
+        for kind, step, text, advice in found:
+            new += self._tell(step, kind, (text, advice))
+        return new
 
     def check_inputs(self, mean: float, std: float) -> list[Finding]:
         """Look at the mean and the standard deviation of all inputs, at the start."""
-        # A linear layer's initial weights expect inputs of about unit size.
-        if 0.2 <= std <= 5 and abs(mean) <= 2 * std:
+        if (told := check_scale(mean, std)) is None:
             return []
-        text = f"the inputs have mean {mean:.3g} and standard deviation {std:.3g}."
-        advice = "Bring them to mean 0 and standard deviation 1: (x - mean) / std."
-        return self._tell(0, NOT_NORMALIZED, (text, advice))
+        return self._tell(0, told[0], told[1:])
 
     def check_slopes(self, step: int, slopes: Mapping[str, Slope]) -> list[Finding]:
         """Look at a truth test: whether the gradient is that of the loss."""
@@ -96,6 +115,16 @@ class Findings:
         )
         return self._tell(step, WRONG_GRADIENT, (text, _guess_origin(factor)))
 
+    def check_confusion(self, step: int, counts: Tensor) -> list[Finding]:
+        """Look at what a test confuses, for a class that is not learned.
+
+        Args:
+            step: The last step before the test.
+            counts: Counts [target, predicted], as of `confusion_matrix`.
+        """
+        told = describe_unlearned_class(counts)
+        return self._tell(step, NOT_LEARNED, told)
+
     def note(self, step: int, values: Mapping[str, float]) -> list[Finding]:
         """Take in the values of a step, by their tags; return what is found in them.
 
@@ -103,15 +132,30 @@ class Findings:
         """
         self._history.note(step, values)
         found: list[Finding] = []
-        if tags.GLOBAL_UPDATE_NORM in values or tags.TEST_LOSS in values:
+        telling = (tags.GLOBAL_UPDATE_NORM, tags.TEST_LOSS, tags.LEFT_OVER)
+        if not values.keys().isdisjoint(telling):
             for kind, rule in RULES.items():
                 if self._is_open(kind):
                     found += self._tell(step, kind, rule(self._history))
         return found
 
-    def note_failure(self, step: int, text: str) -> list[Finding]:
-        """Take in that loss or gradient were not finite."""
-        advice = "Try a tenth of --optimizer.lr, or --clip-norm 1."
+    def note_failure(
+        self, step: int, text: str, batch: Any = None, data: Any = None
+    ) -> list[Finding]:
+        """Take in that loss or gradient of a step were not finite.
+
+        Args:
+            step: The step, which was not made.
+            text: What was not finite, in a sentence.
+            batch: The samples of the step, in any form, where they are at hand: if one
+                of them is not finite, that is the cause.
+            data: All samples in their order, where they are in memory.
+        """
+        if (bad := describe_bad_samples(batch, data)) is not None:
+            advice = "Remove such samples, or repair what they are made by."
+            return self._tell(step, NOT_FINITE, (f"{text} {bad}.", advice))
+        setting = self._history.setting
+        advice = f"Try a tenth of {setting('lr')}, or {setting('clip_norm', '1')}."
         return self._tell(step, "learning rate too large", (text, advice))
 
     def state_dict(self) -> dict[str, Any]:

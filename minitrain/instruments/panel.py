@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from minitrain import tags
 from minitrain.instruments.audit import read_audit
 from minitrain.instruments.cadence import IDLE, Cadence, Plan, fit_cadence
 from minitrain.instruments.layer_hooks import PerSampleNorms
+from minitrain.instruments.leftover import Leftover
 from minitrain.instruments.memory import Memory
 from minitrain.instruments.noise import NoiseEstimate, noise_estimate, read_noise
 from minitrain.instruments.observation import Observation, Parameters, Vector
@@ -60,6 +62,7 @@ class Panel:
         self._parameters = Parameters(model, optimizer)
         self._memory = Memory.begin(self._parameters.theta())
         self._sample_norms = PerSampleNorms(model)
+        self._leftover = Leftover(model)
         self._unread = Unread(self._pass_over)
 
     def step(
@@ -84,7 +87,7 @@ class Panel:
         plan = self.cadence.plan(number, is_last)
         if plan == IDLE:
             return nullcontext(self._unread)
-        return self._read(plan, loss_of, autocast)
+        return self._read(plan, loss_of, autocast, number)
 
     @contextmanager
     def watch(
@@ -99,9 +102,12 @@ class Panel:
         """Watch a step of anybody's loop, as `step` does.
 
         The loop tells nothing: the gradient is read when it calls `optimizer.step`.
-        `num_samples` are in the batch; without it there is no noise scale.
+        `num_samples` are in the batch; without it there is no noise scale. Of the
+        second step it is always seen whether the loop forgets to reset the gradients.
         """
         step = self.step(number, loss_of, is_last=is_last, autocast=autocast)
+        if number == 2 and self.cadence.plan(number, is_last) == IDLE:
+            step = self._read(IDLE, loss_of, autocast, number)
         with step as watch:
             if isinstance(watch, Unread):
                 yield watch
@@ -173,9 +179,13 @@ class Panel:
 
     @contextmanager
     def _read(
-        self, plan: Plan, loss_of: LossOf, autocast: torch.dtype | None
+        self,
+        plan: Plan,
+        loss_of: LossOf,
+        autocast: torch.dtype | None,
+        number: int = 0,
     ) -> Iterator[Watch]:
-        """Enclose a step that is read, or the one before it."""
+        """Enclose a step that is read, or the one before it; 0 is none of a loop."""
         plan = plan._replace(due=plan.due.difference(self.withheld))
         with self._timed():
             same = full = BatchLoss(self._model, loss_of, autocast)
@@ -184,9 +194,12 @@ class Panel:
             watch = Watch(plan, same, full, self._observe)
             reads_noise = "noise" in plan.due
             samples = self._sample_norms.watch() if reads_noise else nullcontext()
-        with samples:
+        leftover = self._leftover.look(number, lambda: watch.observation is not None)
+        with samples, leftover as was_left_over:
             yield watch
         with self._timed():
+            if was_left_over():
+                watch.readings[tags.LEFT_OVER] = 1.0
             self.seconds += self._sample_norms.seconds if reads_noise else 0.0
             if watch.observation is not None:
                 self._conclude(watch, watch.observation)

@@ -3,8 +3,9 @@
 `read_look` takes all of them; `tags` says what each is called.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,21 @@ def effective_lr(update: Vector, used: Vector) -> Tensor:
     return update.norm / used.norm
 
 
+def decay_share(before: Vector, used: Vector, weight_decay: Sequence[float]) -> Tensor:
+    """Return |weight_decay theta| / |g'|: how much of g' is weight decay.
+
+    >>> theta, used = Vector([torch.tensor([2.0])]), Vector([torch.tensor([4.0])])
+    >>> decay_share(theta, used, [0.5])
+    tensor(0.2500)
+
+    Args:
+        before: theta before the update.
+        used: g', with weight decay.
+        weight_decay: That of each tensor.
+    """
+    return norm(norms(before) * used.norm.new_tensor(weight_decay)) / used.norm
+
+
 def zero_shares(parts: Iterable[Tensor]) -> Tensor:
     """Return the share of elements that are exactly 0, of each part.
 
@@ -98,6 +114,12 @@ def log2_counts(tensor: Tensor) -> Tensor:
     return torch.bincount(exponents.flatten().long() + 48, minlength=64)
 
 
+def _coupled_decay(group: Mapping[str, Any]) -> float:
+    """Return the weight decay that is a part of the gradient: that of AdamW is none."""
+    is_apart = group.get("decoupled_weight_decay", False)
+    return 0.0 if is_apart else float(group.get("weight_decay", 0))
+
+
 def read_look(
     step: Observation, path: Path, clipping: Clipping, previous: Vector | None
 ) -> Readings:
@@ -111,7 +133,7 @@ def read_look(
     """
     gradient, before, update = step.gradient, step.before, step.update
     options, split = step.parameters.options(), step.parameters.split
-    decay = [group.get("weight_decay", 0) for group in options]
+    decay = [_coupled_decay(group) for group in options]
     used = decayed_gradient(gradient, before, decay)
     lr = [float(group["lr"]) for group in options]
     update_norms, theta_norms = norms(split(update)), norms(split(before))
@@ -125,6 +147,8 @@ def read_look(
         tags.DISTANCE: distance,
         tags.EFFICIENCY: distance / path.length,
     }
+    if any(decay):
+        readings[tags.DECAY_SHARE] = decay_share(before, used, decay)
     if previous is not None:
         readings[tags.PREVIOUS_COSINE] = cosine(gradient, previous)
     names = step.parameters.names()

@@ -45,26 +45,6 @@ def worst_mistakes(logits: Tensor, targets: Tensor, num: int) -> list[Mistake]:
     ]
 
 
-def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
-    """Count how often each class was taken for each.
-
-    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
-    >>> confusion_matrix(logits, torch.tensor([0, 1, 1])).tolist()
-    [[1, 0], [1, 1]]
-
-    Args:
-        logits: Shape (N, classes).
-        targets: Class numbers, shape (N,).
-
-    Returns:
-        Counts [target, predicted], shape (classes, classes).
-    """
-    num_classes = logits.shape[1]
-    pairs = targets * num_classes + logits.argmax(dim=1)
-    counts = torch.bincount(pairs, minlength=num_classes**2)
-    return counts.view(num_classes, num_classes)
-
-
 def draw_mistakes(
     images: Tensor, mistakes: Sequence[Mistake], classes: Sequence[str]
 ) -> bytes:

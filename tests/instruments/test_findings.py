@@ -10,9 +10,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from minitrain import tags
+from minitrain.datasets.dataset import Dataset
 from minitrain.experiment import Config, runner
 from minitrain.instruments.findings import Findings
-from minitrain.instruments.rules import CAUSES, RULES, START
+from minitrain.instruments.guessing import loss_of_guessing
+from minitrain.instruments.panel import Panel
+from minitrain.instruments.rules import ASIDE, CAUSES, RULES, START
 from minitrain.instruments.truth import Slope
 from minitrain.runs.summary import Summary
 from minitrain.training import NotFiniteError
@@ -35,8 +38,8 @@ HEALTHY: dict[str, float] = {
 
 
 def findings(**options: Any) -> Findings:
-    usual = {"num_steps": 20, "batch_size": 64, "num_classes": 10, "clip_norm": None}
-    return Findings(**{**usual, **options})
+    usual = {"num_steps": 20, "batch_size": 64, "guessing": math.log(10)}
+    return Findings(**{**usual, "num_classes": 10, **options})
 
 
 def kinds_of(changes: dict[str, Any], **options: Any) -> list[str]:
@@ -59,6 +62,9 @@ def kinds_of(changes: dict[str, Any], **options: Any) -> list[str]:
 def test_a_healthy_run_gives_no_finding() -> None:
     assert kinds_of({}) == []
     assert kinds_of({"clip/fraction": 0.8}, clip_norm=1.0) == []
+    assert kinds_of({"weight_decay/share": 0.1}, momentum=0.9) == []
+    growing = {"weight_decay/share": lambda step: step / 20}
+    assert kinds_of(growing) == [], "as it does where a run converges"
 
 
 STUCK = {"loss/train": 2.3}
@@ -71,6 +77,11 @@ CASES = [
         {},
     ),
     ("learning rate too small", {"update_ratio/global": 1e-6} | STUCK, {}),
+    ("learning rate too small", {"lr": lambda step: 0.1 * (step < 3)} | STUCK, {}),
+    ("momentum too large", {}, {"momentum": 0.999}),
+    ("momentum too large", {"audit/margin": 2.0}, {"momentum": 0.99}),
+    ("weight decay too large", {"weight_decay/share": 0.9} | STUCK, {}),
+    ("gradient not reset", {"zero_grad/forgotten": 1.0, "audit/margin": 2.0}, {}),
     (
         "gradient clipped to almost nothing",
         {"clip/fraction": 1.0, "update_ratio/global": 1e-6} | STUCK,
@@ -111,7 +122,8 @@ def test_each_rule_finds_what_it_is_for_and_nothing_else(
 def test_every_rule_has_a_case_and_every_cause_is_a_kind() -> None:
     assert {kind for kind, _, _ in CASES} == set(RULES)
     named = {cause for causes in CAUSES.values() for cause in causes}
-    assert named <= {*RULES, *START} and set(CAUSES) <= set(RULES)
+    kinds = {*RULES, *START, *ASIDE}
+    assert named <= kinds and set(CAUSES) <= kinds
 
 
 @pytest.mark.parametrize(
@@ -155,6 +167,87 @@ def test_what_follows_from_a_finding_is_not_told() -> None:
         "grad_norm/a.weight": 0.0,
     }
     assert kinds_of(dead_and_diverging) == ["learning rate too large"]
+
+
+def test_readings_of_a_panel_alone_are_enough_to_say_something() -> None:
+    run = findings()
+    for step in range(1, 21):
+        run.note(step, {"update_norm/global": 1.0, "momentum/share": 1.0})
+        run.note(step, {"update_norm/global": 1.0, "loss/train": 2.3})
+    assert run.found[0].kind == "labels without signal"
+    for step in range(21, 40):
+        run.note(step, {"update_ratio/global": 1e-9, "weight_decay/share": 1.0})
+
+
+@pytest.mark.parametrize("as_flags", [False, True])
+def test_advice_names_arguments_in_a_loop_and_flags_in_the_runner(
+    as_flags: bool,
+) -> None:
+    run = findings(as_flags=as_flags)
+    (found,) = run.note_failure(3, "the step is not finite.")
+    names = ("--optimizer.lr", "--clip-norm 1") if as_flags else ("lr", "clip_norm=1")
+    assert found.advice == "Try a tenth of {}, or {}.".format(*names)
+    for kind, changes, options in CASES:
+        run = findings(as_flags=as_flags, **options)
+        for step in range(1, 21):
+            usual: dict[str, Any] = HEALTHY | {"loss/train": 2.3 * 0.85**step}
+            for tag, change in changes.items():
+                usual[tag] = change(step) if callable(change) else change
+            run.note(step, usual)
+        for found in run.found:
+            assert as_flags or "--" not in found.advice, kind
+
+
+def test_a_bad_sample_is_named_and_not_the_learning_rate() -> None:
+    data = torch.zeros(30, 2)
+    data[17, 1] = math.nan
+    batch = data[10:20], torch.zeros(10)
+    (found,) = findings().note_failure(4, "the loss is nan.", batch, data)
+    assert found.kind == "samples not finite" and found.step == 4
+    assert "sample 7 of the batch" in found.text and "they are 17" in found.text
+    (found,) = findings().note_failure(4, "the loss is nan.", (data[:9], data[:9]))
+    assert found.kind == "learning rate too large"
+
+
+def regress(target_scale: float) -> list[str]:
+    """What is found in the training of a small network on real targets."""
+    torch.manual_seed(0)
+    x = torch.randn(256, 5)
+    targets = target_scale * x @ torch.randn(5, 1) / 5**0.5
+    model = nn.Sequential(nn.Linear(5, 32), nn.Tanh(), nn.Linear(32, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    panel, loss_fn = Panel(model, optimizer), nn.functional.mse_loss
+    guessing = loss_of_guessing(loss_fn, model(x), targets)
+    assert guessing is not None
+    run = Findings(num_steps=200, batch_size=256, guessing=guessing)
+    run.check_inputs(x.mean().item(), x.std().item())
+    loss = torch.tensor(torch.inf)
+    for number in range(1, 201):
+        optimizer.zero_grad()
+        with panel.watch(number, lambda: loss_fn(model(x), targets)) as watch:
+            loss = loss_fn(model(x), targets)
+            loss.backward()
+            optimizer.step()
+        norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+        step = {"loss/train": loss.item(), "grad_norm/global": norm.item()}
+        run.note(number, step | dict(watch.readings))
+    assert loss.item() < 0.1 * guessing
+    return [found.kind for found in run.found]
+
+
+@pytest.mark.parametrize("target_scale", [1.0, 5.0])
+def test_a_healthy_regression_gives_no_finding(target_scale: float) -> None:
+    assert regress(target_scale) == []
+
+
+def test_a_class_that_the_test_hardly_finds_is_named() -> None:
+    counts = torch.full((5, 5), 2) + 100 * torch.eye(5, dtype=torch.int64)
+    assert findings().check_confusion(9, counts) == []
+    counts[3] = counts[3].roll(1)
+    (found,) = findings().check_confusion(9, counts)
+    assert (found.kind, found.step) == ("class not learned", 9)
+    assert found.text.startswith("2% of class 3 are right in the test, and 93%")
+    assert findings().check_confusion(9, counts // 10) == [], "too few to say"
 
 
 def test_unresolved_readings_are_passed_over() -> None:
@@ -237,6 +330,23 @@ def test_a_step_that_is_not_finite_is_a_finding(run, tmp_path, monkeypatch) -> N
     assert [found["kind"] for found in kept["findings"]] == ["learning rate too large"]
 
 
+def test_a_bad_sample_of_a_run_is_named(run, tmp_path, monkeypatch) -> None:
+    inputs = Dataset.inputs
+
+    def spoiled(self, *args: Any) -> torch.Tensor:
+        images = inputs(self, *args)
+        images[3] = torch.nan
+        return images
+
+    monkeypatch.setattr(Dataset, "inputs", spoiled)
+    with pytest.raises(NotFiniteError) as error:
+        run()
+    kept = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [found["kind"] for found in kept["findings"]] == ["samples not finite"]
+    (batch,) = error.value.batches
+    assert batch[0].isnan().any()
+
+
 def test_every_tag_with_a_name_is_one_that_a_run_logs(run, tmp_path) -> None:
     """The rules ask for no other: one that nobody writes would never speak."""
     run(clip_norm=1.0)
@@ -246,7 +356,9 @@ def test_every_tag_with_a_name_is_one_that_a_run_logs(run, tmp_path) -> None:
     quantities = {tag.partition("/")[0] for tag in logged}
     named = {name: value for name, value in vars(tags).items() if name.isupper()}
     assert len(named) > 20 and named.pop("WHOLE") == "global"
-    for on_demand in ("CHARTS", "LARGEST_EIGENVALUE", "STABLE_EIGENVALUE"):
+    for on_demand in (
+        "CHARTS", "LARGEST_EIGENVALUE", "STABLE_EIGENVALUE", "LEFT_OVER",
+    ):  # fmt: skip
         named.pop(on_demand)
     named.pop("GRADIENT_SIZES")
     for name, tag in named.items():

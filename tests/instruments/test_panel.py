@@ -54,6 +54,19 @@ def walk(model: Point, num_steps: int, cadence: Cadence = EVERYTHING, **options:
         yield {tag: float(value) for tag, value in watch.readings.items()}
 
 
+def test_the_share_of_weight_decay_has_a_closed_form() -> None:
+    """grad f = 2 theta, so that decay d is the share d / (2 + d) of what is used."""
+    point = Point(lambda p: (p**2).sum(), 3.0, 4.0)
+    for readings in walk(point, 3, lr=0.1, momentum=0.9, weight_decay=0.5):
+        assert readings["weight_decay/share"] == pytest.approx(0.5 / 2.5, rel=1e-12)
+    optimizer = torch.optim.AdamW(point.parameters(), lr=0.1, weight_decay=0.5)
+    panel = Panel(point, optimizer, EVERYTHING._replace(noise=0))
+    with panel.watch(1, point) as watch:
+        point().backward()
+        optimizer.step()
+    assert "weight_decay/share" not in watch.readings, "it decays apart from g"
+
+
 @pytest.mark.parametrize("lr", [0.1, 0.3, 0.5, 0.9, 1.0])
 def test_every_reading_on_the_paraboloid_has_a_closed_form(lr: float) -> None:
     """f = x^2 + y^2 from (3, 4): each step multiplies the point by 1 - 2 lr."""
