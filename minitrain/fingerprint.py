@@ -23,7 +23,7 @@ def fingerprint(*states: Mapping[str, Any]) -> str:
         if isinstance(value, Tensor):
             value = value.detach().cpu().contiguous()
             digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy())
         elif isinstance(value, Mapping):
             for key, item in value.items():
                 digest.update(f"{key!r}:".encode())

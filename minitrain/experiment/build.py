@@ -260,11 +260,11 @@ def _try_out(
         batch = batches.first(2)
         device = next(model.parameters()).device
         with undisturbed(model, device), Multiplications(model) as counted:
-            evaluation.evaluate(model, [batch], loss_fn, metrics)
-            multiplications = counted.number / size_of(batch)
             outputs = evaluation.predict(model, batch[0])
+            multiplications = counted.number / size_of(batch)
             if loss_fn is usual_loss:
                 _check_classes(outputs, batches)
+            evaluation.evaluate(model, [batch], loss_fn, metrics)
     except (MinitrainError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:

@@ -78,7 +78,7 @@ def _settings_of(function: Callable[..., Any], num_given: int) -> dict[str, Any]
             annotation = _type_of(default)
         fields[name] = (
             _checked(annotation, function, name),
-            Field(default, description=help_of.get(name)),
+            Field(default, description=help_of.get(name), validate_default=True),
         )
     return fields
 

@@ -57,8 +57,9 @@ def _execute(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     folder = str(path.parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    if folder in sys.path:
+        sys.path.remove(folder)
+    sys.path.insert(0, folder)  # as Python itself does for a script
     # Compiled files know a second at best: what was edited within one would be missed.
     writes_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:

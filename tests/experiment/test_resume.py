@@ -88,10 +88,10 @@ def spying(at: int, act: Callable[[], None], on: str = "train") -> Iterator[None
                 act()
             yield step
 
-    def epoch_line(step, *args):
-        if step.number == at:
+    def epoch_line(made, *args):
+        if made.step == at:
             act()
-        return original(step, *args)
+        return original(made, *args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, on, {"train": train}.get(on, epoch_line))
@@ -281,7 +281,8 @@ def test_settings_that_change_the_result_are_bound(
 
 
 SETTINGS = {
-    "free": """device='cuda' threads=2 data.root='elsewhere' log.every=3
+    "free": """device='cuda' threads=2 data.root='elsewhere' data.workers=2
+        log.every=3 log.pictures=2
         checkpoint.every=3 checkpoint.keep=3 instruments.budget=0.5 instruments.look=1
         instruments.audit=1 instruments.truth=1 instruments.noise=1
         instruments.sharpness=true instruments.histograms=true""",
@@ -290,9 +291,10 @@ SETTINGS = {
         loss.label-smoothing=0.1
         model.dropout=0.5
         optimizer.lr=0.1 optimizer.momentum=0.5 optimizer.dampening=0.5
-        optimizer.weight-decay=0.5 optimizer.nesterov=true
+        optimizer.weight-decay=0.5 optimizer.nesterov=true optimizer.decay='matrices'
+        data.validation=0.1 stop.patience=3 ema=0.9
         schedule.name='step' schedule.warmup=5""",
-    "how it is started": "allow-changes=true debug=true run-dir='elsewhere'",
+    "how it is started": "allow-changes=true trust-code=true debug=true run-dir='e'",
 }
 CLASSES = {s: kind for kind, settings in SETTINGS.items() for s in settings.split()}
 
