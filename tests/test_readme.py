@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from minitrain.experiment.reading import parse
+from minitrain.experiment.runner import run
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -23,6 +26,18 @@ def test_the_ten_lines_run_and_learn(capsys: pytest.CaptureFixture[str]) -> None
     assert kept["weight_decay"] == 1e-3 and left["weight_decay"] == 0
     assert kept["params"][0].vector.names == ["0.weight", "2.weight"]
     assert left["params"][0].vector.names == ["0.bias", "2.bias"]
+
+
+def test_the_experiment_in_a_file_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (text,) = (block for block in blocks if "def data(" in block)
+    (command,) = re.findall(r"train\.py (circle\.py .*)", README)
+    monkeypatch.chdir(tmp_path)
+    Path("circle.py").write_text(text, encoding="utf-8")
+    summary = run(parse(command.split()))
+    assert summary.dataset == "circle" and summary.test_metrics["accuracy"] > 0.95
 
 
 def test_the_core_is_a_numbered_list_and_every_room_has_a_row() -> None:
