@@ -141,7 +141,7 @@ def describe_unlearned_class(counts: Tensor) -> Verdict:
     sizes = counts.sum(dim=1)
     shares = counts.diagonal().double() / sizes.clamp(min=1)
     known = shares[sizes >= 20]
-    if len(known) < 3 or (usual := known.median().item()) < 0.7:
+    if len(known) < 3 or (usual := known.median().item()) < 0.85:
         return None
     worst = int(shares.masked_fill(sizes < 20, 2).argmin())
     if shares[worst] > usual / 2:
