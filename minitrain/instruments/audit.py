@@ -100,6 +100,9 @@ def largest_stable_lr(
 def read_audit(step: Observation, loss_of: BatchLoss, first_loss: float) -> Readings:
     """Return the readings of the audit of a step, those that are finite.
 
+    The stable limit is that of SGD; optimizers that scale the gradient, as Adam does by
+    its two betas, have another one, of which nothing is said.
+
     Args:
         step: The step.
         loss_of: The loss of its batch, computed as the loop does.
@@ -122,4 +125,5 @@ def read_audit(step: Observation, loss_of: BatchLoss, first_loss: float) -> Read
         tags.tag(tags.AUDIT, field): value
         for field, value in audit._asdict().items()
         if math.isfinite(value)
+        and not ("betas" in options and field in ("largest_stable_lr", "margin"))
     }

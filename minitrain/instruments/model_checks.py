@@ -46,7 +46,7 @@ def check_model(model: nn.Module, loss_fn: LossFunction, batch: Any) -> Iterator
         return  # the first step tells
     told = (
         _check_mean(loss_fn, outputs, targets),
-        _check_logits(loss_fn, outputs, targets),
+        _check_logits(model, loss_fn, inputs, targets),
         _check_start(loss, loss_fn, outputs, targets),
     )
     yield from (found := [*filter(None, told)])
@@ -103,23 +103,28 @@ def _check_mean(loss_fn: LossFunction, outputs: Any, targets: Any) -> Told | Non
     )
 
 
-def _check_logits(loss_fn: LossFunction, outputs: Any, targets: Any) -> Told | None:
+@torch.no_grad()
+def _check_logits(
+    model: nn.Module, loss_fn: LossFunction, inputs: Any, targets: Any
+) -> Told | None:
     """Tell where outputs are probabilities, and the loss takes logits.
 
     A loss takes logits where a number added to all of them changes nothing; or, of
     single ones, where the right probabilities have a loss.
     """
+    outputs = model(inputs)
     if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
         return None
-    if not (outputs.min() > 0 and outputs.max() < 1):
+    if not (outputs.min() > 0 and outputs.max() < 1 and _is_bounded(model, inputs)):
         return None
-    loss = loss_fn(outputs, targets).item()
+    loss, name = loss_fn(outputs, targets).item(), "sigmoid"
     if not targets.is_floating_point():
-        sums = outputs.sum(dim=1) if outputs.dim() > 1 else outputs + math.nan
-        name = "softmax" if (sums - 1).abs().max() < ROUNDING else "sigmoid"
+        axes = range(1, outputs.dim())
+        sums = [(outputs.sum(dim=axis) - 1).abs().max() for axis in axes]
+        name = "softmax" if min(sums, default=1) < ROUNDING else "sigmoid"
         takes_logits = abs(loss_fn(outputs + 1, targets).item() - loss) < 1e-4 * loss
     else:
-        name, right = "sigmoid", targets.reshape(outputs.shape).to(outputs)
+        right = targets.reshape(outputs.shape).to(outputs)
         takes_logits = loss_fn(right, targets).item() > 0.1
     if not takes_logits:
         return None
@@ -129,6 +134,20 @@ def _check_logits(loss_fn: LossFunction, outputs: Any, targets: Any) -> Told | N
         "applies one itself.",
         f"Leave the {name} at the end of the model out.",
     )
+
+
+def _is_bounded(model: nn.Module, inputs: Any) -> bool:
+    """Return whether outputs stay in [0, 1] with parameters many times as large.
+
+    Those of a last layer without a function behind it do not. A power of two is undone
+    bit for bit.
+    """
+    for parameter in model.parameters():
+        parameter *= 128
+    outputs = model(inputs)
+    for parameter in model.parameters():
+        parameter /= 128
+    return bool(outputs.min() >= 0 and outputs.max() <= 1)
 
 
 def _check_start(

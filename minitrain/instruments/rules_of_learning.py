@@ -20,9 +20,9 @@ def batch_too_small(run: History) -> Verdict:
     if run.guessing is not None and run.late_loss() < 0.03 * run.guessing:
         return None  # little is left to learn
     usual = sorted(shares)[2 * len(shares) // 3]
-    # A noise scale of 15 batches. The first estimates are rough, the last one is the
+    # A noise scale of 9 batches. The first estimates are rough, the last one is the
     # mean of many, and must be clearly below.
-    if usual > 1 / 16 or shares[-1] > 1 / 24:
+    if usual > 1 / 10 or shares[-1] > 1 / 24:
         return None
     size = run.setting("batch_size", str(16 * run.batch_size))
     return (
@@ -141,7 +141,7 @@ def describe_unlearned_class(counts: Tensor) -> Verdict:
     sizes = counts.sum(dim=1)
     shares = counts.diagonal().double() / sizes.clamp(min=1)
     known = shares[sizes >= 20]
-    if len(known) < 3 or (usual := known.median().item()) < 0.7:
+    if len(known) < 3 or (usual := known.median().item()) < 0.85:
         return None
     worst = int(shares.masked_fill(sizes < 20, 2).argmin())
     if shares[worst] > usual / 2:

@@ -65,6 +65,8 @@ def test_the_share_of_weight_decay_has_a_closed_form() -> None:
         point().backward()
         optimizer.step()
     assert "weight_decay/share" not in watch.readings, "it decays apart from g"
+    assert "audit/ratio" in watch.readings
+    assert "audit/margin" not in watch.readings, "the stable limit is that of SGD"
 
 
 @pytest.mark.parametrize("lr", [0.1, 0.3, 0.5, 0.9, 1.0])

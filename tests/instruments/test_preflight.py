@@ -61,6 +61,14 @@ def scaled(model: nn.Module, factor: float) -> nn.Module:
     return model
 
 
+def between_0_and_1() -> nn.Module:
+    model = network()
+    with torch.no_grad():
+        [*model.parameters()][-2].mul_(0.01)
+        [*model.parameters()][-1].fill_(0.5)
+    return model
+
+
 def real_targets(offset: float = 0.0) -> tuple[Tensor, Tensor]:
     x, _ = clusters()
     return x, x[:, :1].sin() + x[:, 1:2] / 2 + offset
@@ -129,6 +137,7 @@ HEALTHY: dict[str, Callable[[], list[str]]] = {
     "a random task": lambda: kinds(
         data=(torch.randn(NUM, 6), torch.randint(4, (NUM,)))
     ),
+    "outputs that are between 0 and 1 by chance": lambda: kinds(between_0_and_1()),
     "two inputs": lambda: kinds(
         Pair(), ({"a": clusters()[0], "b": clusters()[0]}, clusters()[1])
     ),
