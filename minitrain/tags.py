@@ -79,6 +79,7 @@ TRAIN_LOSS = "loss/train"
 VALIDATION_LOSS = "loss/validation"
 TEST_LOSS = "loss/test"
 TEST_ACCURACY = "accuracy/test"
+VALIDATION_ACCURACY = "accuracy/validation"
 LR = "lr"
 THROUGHPUT = "throughput/samples_per_second"
 

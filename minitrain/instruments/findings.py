@@ -132,7 +132,8 @@ class Findings:
         """
         self._history.note(step, values)
         found: list[Finding] = []
-        telling = (tags.GLOBAL_UPDATE_NORM, tags.TEST_LOSS, tags.LEFT_OVER)
+        telling = (tags.GLOBAL_UPDATE_NORM, tags.TEST_LOSS, tags.VALIDATION_LOSS)
+        telling += (tags.LEFT_OVER,)
         if not values.keys().isdisjoint(telling):
             for kind, rule in RULES.items():
                 if self._is_open(kind):

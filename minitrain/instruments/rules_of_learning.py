@@ -49,15 +49,16 @@ def _power_of_two(value: float) -> int:
 
 
 def overfitting(run: History) -> Verdict:
-    """The test loss rises while the loss on the training data is low."""
-    tests, losses = run.values(tags.TEST_LOSS), run.values(tags.TRAIN_LOSS)
+    """The loss on other data rises while that on the training data is low."""
+    part = "validation" if run.values(tags.VALIDATION_LOSS) else "test"
+    tests, losses = run.values(tags.tag(tags.LOSS, part)), run.values(tags.TRAIN_LOSS)
     if len(tests) < 3 or tests[-1] < 1.1 * min(tests):
         return None
     train = mean(losses[-max(1, len(losses) // len(tests)) :])
     if train > 0.5 * tests[-1]:
         return None
     return (
-        f"the test loss rose from {min(tests):.3g} to {tests[-1]:.3g}, while the "
+        f"the {part} loss rose from {min(tests):.3g} to {tests[-1]:.3g}, while the "
         f"training loss is {train:.3g}.",
         f"Try more data, {run.setting('dropout', '0.5')}, or fewer "
         f"{run.setting('epochs')}.",
@@ -66,7 +67,7 @@ def overfitting(run: History) -> Verdict:
 
 def labels_without_signal(run: History) -> Verdict:
     """The loss stays at that of guessing, though every layer gets a gradient."""
-    accuracies = run.values(tags.TEST_ACCURACY)
+    accuracies = run.values(tags.VALIDATION_ACCURACY) or run.values(tags.TEST_ACCURACY)
     if run.guessing is None or _gets_little(run):
         return None
     if not (run.is_stuck() or _has_come_to_rest(run)):
