@@ -36,6 +36,15 @@ class Finding(NamedTuple):
         return f"{self.kind} at step {self.step}: {self.text} {self.advice}"
 
 
+TELLING = (
+    tags.GLOBAL_UPDATE_NORM,
+    tags.TEST_LOSS,
+    tags.VALIDATION_LOSS,
+    tags.LEFT_OVER,
+)
+"""With the values of these the rules are asked."""
+
+
 class Findings:
     """Takes in the readings of a run, step by step, and says what they mean.
 
@@ -132,9 +141,7 @@ class Findings:
         """
         self._history.note(step, values)
         found: list[Finding] = []
-        telling = (tags.GLOBAL_UPDATE_NORM, tags.TEST_LOSS, tags.VALIDATION_LOSS)
-        telling += (tags.LEFT_OVER,)
-        if not values.keys().isdisjoint(telling):
+        if not values.keys().isdisjoint(TELLING):
             for kind, rule in RULES.items():
                 if self._is_open(kind):
                     found += self._tell(step, kind, rule(self._history))
