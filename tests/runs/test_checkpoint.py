@@ -73,7 +73,7 @@ def test_every_bit_comes_back(tmp_path: Path):
     assert list(path.parent.iterdir()) == [path]
     assert path.name == f"step-00000007.{digest}.pt"
     state = torch.load(path, weights_only=True)
-    assert fingerprint(state) == fingerprint({"format": 2, "step": 7, **STATE})
+    assert fingerprint(state) == fingerprint({"format": 3, "step": 7, **STATE})
     assert load(path)[:2] == (7, path)
     assert fingerprint(load(path).state) == fingerprint(state)
 
@@ -275,7 +275,7 @@ def archive(
 ) -> bytes:
     """A checkpoint of `size` zeros, each of its parts edited, zipped anew."""
     buffer = io.BytesIO()
-    honest = torch_file({"format": 2, "step": 7, "model": torch.zeros(size)})
+    honest = torch_file({"format": 3, "step": 7, "model": torch.zeros(size)})
     with (
         zipfile.ZipFile(io.BytesIO(honest)) as old,
         zipfile.ZipFile(buffer, "w", compression) as new,
@@ -299,7 +299,7 @@ def tar(data: bytes) -> bytes:
 def attacks(folder: Path) -> dict[str, bytes]:
     """Files that would write into the folder, exhaust the memory, or mislead."""
     attack = Attack(folder)
-    honest = {"format": 2, "step": 7, "model": None}
+    honest = {"format": 3, "step": 7, "model": None}
     evil, nested = honest | {"model": attack}, honest | {"model": [{"a": ([attack],)}]}
     pickle_2, pickle_4 = (pickle.dumps(evil, protocol) for protocol in [2, 4])
     giant = b"J\xff\xff\xff\x7f\x85"  # a shape of 2^31 - 1 numbers; of 77, K\x4d\x85
@@ -318,7 +318,7 @@ def attacks(folder: Path) -> dict[str, bytes]:
         "no numbers": archive(lambda n, d: (n, b"" if n.endswith("data/0") else d)),
         "binary names": archive(lambda n, d: (f"é{n}", d)).replace(b"\xc3", b"\xff"),
         "no format": torch_file({"step": 7}),
-        "no number of a format": torch_file(honest | {"format": "2"}),
+        "no number of a format": torch_file(honest | {"format": "3"}),
         "other step": torch_file(honest | {"step": 8}),
         "no dict": torch_file(list(honest)),
     }
@@ -392,7 +392,7 @@ def test_another_format_is_refused_by_name_and_left_alone(
             find(tmp_path)
         text = str(caught.value)
         assert f"the format {number}, " in text and f"minitrain {writer}, " in text
-        assert f"minitrain {minitrain.__version__} reads the format 2 alone" in text
+        assert f"minitrain {minitrain.__version__} reads the format 3 alone" in text
     assert contents(tmp_path) == before
 
 
