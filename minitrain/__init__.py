@@ -14,12 +14,12 @@ The book, in the order in which it is read:
     training    the loop
     evaluation  how good the model is
 
-Second reading: rule (the update rule as data), samples (of any form), loading (data
-sets in batches), checks (what is refused), watcher (how instruments reach the loop),
-tags (what each number means), blocks (many tensors together), sgd_state, randomness,
-fingerprint. Behind them stand rooms, each with a sign in its `__init__`: instruments,
-runs, datasets, pictures, experiment, explain, cli and system. The book imports nothing
-of them.
+Second reading: rule, sgd_state and blocks (around the update), placing and flat (around
+the vector), hessians, lr_groups, samples, epochs, loading and windows (data on the way
+to a step), checks, metrics, averaging, watcher and tags (how instruments reach the loop
+and what their numbers mean), randomness, fingerprint. Behind them stand rooms, each
+with a sign in its `__init__`: instruments, runs, datasets, pictures, experiment,
+explain, cli and system. The core imports nothing of them.
 """
 
 from typing import TYPE_CHECKING
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
         finite_difference_gradient as finite_difference_gradient,
     )
     from minitrain.gradients import gradient as gradient
-    from minitrain.gradients import hessian_vector_product as hessian_vector_product
     from minitrain.gradients import steepest_ascent as steepest_ascent
+    from minitrain.hessians import hessian_vector_product as hessian_vector_product
     from minitrain.loading import DatasetBatches as DatasetBatches
     from minitrain.runs.board import Board as Board
     from minitrain.sgd import SGD as SGD
@@ -63,7 +63,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "finite_difference_gradient": "gradients",
     "gradient": "gradients",
-    "hessian_vector_product": "gradients",
+    "hessian_vector_product": "hessians",
     "load": "experiment.runner",
     "predict": "evaluation",
     "sgd_update": "sgd",

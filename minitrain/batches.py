@@ -1,25 +1,14 @@
 """Samples in batches, and the order in which an epoch takes them."""
 
 import hashlib
-import itertools
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor
 
+from minitrain.epochs import Batch
 from minitrain.samples import Samples, count, part, select, tensors_in
-
-Batch = tuple[Samples, Samples]
-"""Inputs and targets of some samples, which are counted along the first dimension."""
-
-
-class Epochs(Protocol):
-    """Batches whose order is a function of the epoch."""
-
-    def __len__(self) -> int: ...
-    def epoch(self, epoch: int, skip: int = 0) -> Iterable[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -119,45 +108,3 @@ def check_batch_size(batch_size: int, num_samples: int) -> None:
             f"batch_size = {batch_size}: must be from 1 to the number of samples, "
             f"{num_samples}"
         )
-
-
-def size_of(batch: Batch) -> int:
-    """Return the number of samples in a batch; without targets the inputs tell.
-
-    >>> size_of((torch.zeros(3, 2), None))
-    3
-
-    Raises:
-        ValueError: It is no pair (inputs, targets) of samples.
-    """
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        what = f"of type {type(batch).__name__}"
-        if isinstance(batch, Sized):
-            what += f" and length {len(batch)}"
-        raise ValueError(
-            f"a batch is {what}: it must be a pair (inputs, targets), each of them a "
-            "tensor or a nested tuple, list or dictionary of tensors"
-        )
-    inputs, targets = batch
-    return count(inputs if next(tensors_in(targets), None) is None else targets)
-
-
-def epoch_of(
-    batches: Epochs | Iterable[Batch], epoch: int, skip: int = 0
-) -> Iterable[Batch]:
-    """Return the batches of an epoch but the first `skip`.
-
-    They are `batches.epoch(epoch, skip)`, or else `batches` themselves.
-
-    >>> epoch_of([1, 2], epoch=1)
-    [1, 2]
-    """
-    if has_epochs(batches):
-        return batches.epoch(epoch, skip) if skip else batches.epoch(epoch)
-    iterable = cast(Iterable[Batch], batches)
-    return [*itertools.islice(iterable, skip, None)] if skip else iterable
-
-
-def has_epochs(batches: Epochs | Iterable[Batch]) -> TypeGuard[Epochs]:
-    """Return whether the order of these batches is a function of the epoch."""
-    return callable(getattr(batches, "epoch", None))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from minitrain.batches import has_epochs
+from minitrain.epochs import has_epochs
 from minitrain.vector import Theta
 
 P = ParamSpec("P")

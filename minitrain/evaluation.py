@@ -1,19 +1,17 @@
 """How good a model is: its loss, and what else is measured of its predictions."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from minitrain.batches import Batch, Epochs, epoch_of, size_of
 from minitrain.checks import check_batches, check_loss
+from minitrain.epochs import Batch, Epochs, epoch_of, size_of
+from minitrain.metrics import Metrics, accuracy, sum_of
 from minitrain.samples import Samples, count, join, move, part
-
-Metrics = Callable[[Any, Any], Mapping[str, Tensor]]
-"""metrics(outputs, targets): by name one number for each sample, shape (N,)."""
 
 
 class Evaluation(NamedTuple):
@@ -65,7 +63,7 @@ def evaluate(
             check_loss(loss := loss_fn(outputs, targets))
             losses.append(loss.double().reshape(()) * size)
             for name, values in (metrics or accuracy)(outputs, targets).items():
-                sums.setdefault(name, []).append(_sum(name, values, size))
+                sums.setdefault(name, []).append(sum_of(name, values, size))
     if not losses:
         raise ValueError("there is no batch to evaluate on")
     num_batches = len(losses)
@@ -77,48 +75,6 @@ def evaluate(
             if len(parts) == num_batches  # a mean over some samples means another thing
         },
     )
-
-
-def _sum(name: str, values: Tensor, num_samples: int) -> Tensor:
-    """Return the sum of a metric over samples.
-
-    Raises:
-        ValueError: It is not one number for each of them.
-    """
-    shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-    if shape != (num_samples,):
-        raise ValueError(
-            f"metric {name!r} is {shape} for {num_samples} samples: it must be one "
-            f"number for each, a tensor of shape ({num_samples},)"
-        )
-    return values.double().sum()
-
-
-def accuracy(outputs: Any, targets: Any) -> dict[str, Tensor]:
-    """Return of each sample the share of class numbers that the outputs predict.
-
-    There is one where outputs (N, C, ...) are logits of C > 1 classes in the second
-    dimension and targets (N, ...) numbers of them, and nothing otherwise: also where
-    the last dimension could be that of the classes as well, or a target is none of
-    their numbers.
-
-    >>> accuracy(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
-    {'accuracy': tensor([1., 0.], dtype=torch.float64)}
-    """
-    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
-        return {}
-    shape = outputs.shape
-    fits = (
-        outputs.dim() >= 2
-        and shape[1] > 1
-        and (outputs.dim() == 2 or targets.shape != shape[:-1])
-        and targets.shape == (shape[0], *shape[2:])
-        and targets.dtype in (torch.int64, torch.int32, torch.uint8)
-    )
-    if not fits or not ((targets >= 0) & (targets < shape[1])).all():
-        return {}
-    is_right = outputs.argmax(dim=1) == targets
-    return {"accuracy": is_right.double().reshape(len(targets), -1).mean(dim=1)}
 
 
 @torch.no_grad()
@@ -162,23 +118,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
-    """Count how often each class was taken for each.
-
-    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
-    >>> confusion_matrix(logits, torch.tensor([0, 1, 1])).tolist()
-    [[1, 0], [1, 1]]
-
-    Args:
-        logits: Shape (N, classes).
-        targets: Class numbers, shape (N,).
-
-    Returns:
-        Counts [target, predicted], shape (classes, classes).
-    """
-    num_classes = logits.shape[1]
-    pairs = targets * num_classes + logits.argmax(dim=1)
-    counts = torch.bincount(pairs, minlength=num_classes**2)
-    return counts.view(num_classes, num_classes)

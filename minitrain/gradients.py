@@ -41,10 +41,10 @@ def gradient(f: ScalarFunction) -> Callable[..., Tensor | tuple[Tensor, ...]]:
     """
 
     def grad_f(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        leaves = _leaves(inputs)
+        leaves = leaves_of(inputs)
         with torch.enable_grad():
-            value = _scalar(f(*leaves))
-            grads = _partials(value, leaves)
+            value = scalar_of(f(*leaves))
+            grads = partials_of(value, leaves)
         return grads[0] if len(grads) == 1 else grads
 
     return grad_f
@@ -62,7 +62,7 @@ def directional_derivative(f: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
     Raises:
         ValueError: v has another shape than x, or as `gradient` does.
     """
-    _check_same_shape(x, v)
+    check_same_shape(x, v)
     return (_gradient_of_one(f, x) * v).sum()
 
 
@@ -105,16 +105,16 @@ def finite_difference_gradient(
     """
     if h is not None and not h > 0:
         raise ValueError(f"h = {h}: the step of a finite difference must be positive")
-    (leaf,) = _leaves([x])
+    (leaf,) = leaves_of([x])
     point = leaf.detach().clone(memory_format=torch.contiguous_format)
     components, partials = point.view(-1), torch.empty_like(point)
     with torch.no_grad():
         for i, x_i in enumerate(components.tolist()):
             step = h or torch.finfo(x.dtype).eps ** (1 / 3) * max(1.0, abs(x_i))
             components[i] = x_i + step
-            right, f_right = components[i].item(), _scalar(f(point.clone()))
+            right, f_right = components[i].item(), scalar_of(f(point.clone()))
             components[i] = x_i - step
-            left, f_left = components[i].item(), _scalar(f(point.clone()))
+            left, f_left = components[i].item(), scalar_of(f(point.clone()))
             components[i] = x_i
             if right == left:
                 raise ValueError(f"h = {step} does not move x[{i}] = {x_i}: too small")
@@ -157,58 +157,13 @@ def check_gradient(
     return GradientCheck(difference[worst].item(), tuple(int(i) for i in worst))
 
 
-def hessian(f: ScalarFunction, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the Hessian of f at x as the linear map that it is, v -> H v.
-
-    The graph of the gradient is made once and kept: a product is one backward pass
-    through it, and the matrix H_ij = d^2f/dx_i dx_j is never there.
-
-    >>> product = hessian(lambda p: (p**2).sum(), torch.tensor([3.0, 4.0]))
-    >>> product(torch.tensor([1.0, 0.0])), product(torch.tensor([0.0, 1.0]))
-    (tensor([2., 0.]), tensor([0., 2.]))
-
-    Raises:
-        ValueError: As `gradient` does or, when it is called, v has another shape.
-    """
-    (leaf,) = _leaves([x])
-    with torch.enable_grad():
-        (grad,) = _partials(_scalar(f(leaf)), [leaf], create_graph=True)
-
-    def product(v: Tensor) -> Tensor:
-        _check_same_shape(x, v)
-        if not grad.requires_grad:  # f is linear: its gradient is the same everywhere
-            return torch.zeros_like(x)
-        (result,) = torch.autograd.grad(
-            grad, leaf, v, retain_graph=True, materialize_grads=True
-        )
-        return result
-
-    return product
-
-
-def hessian_vector_product(f: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
-    """Return how the gradient of f changes along v: H v, with H_ij = d^2f/dx_i dx_j.
-
-    H v = grad (grad f . v), two backward passes and never the matrix H (Pearlmutter,
-    Fast exact multiplication by the Hessian, 1994). It has the shape of x.
-
-    >>> f = lambda p: (p**2).sum()
-    >>> hessian_vector_product(f, torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0]))
-    tensor([2., 0.])
-
-    Raises:
-        ValueError: v has another shape than x, or as `gradient` does.
-    """
-    return hessian(f, x)(v)
-
-
 def _gradient_of_one(f: ScalarFunction, x: Tensor) -> Tensor:
     grad = gradient(f)(x)
     assert isinstance(grad, Tensor)
     return grad
 
 
-def _leaves(inputs: Sequence[Tensor]) -> list[Tensor]:
+def leaves_of(inputs: Sequence[Tensor]) -> list[Tensor]:
     """The inputs as leaves of a new graph; the caller's own tensors stay untouched."""
     for i, x in enumerate(inputs):
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -217,7 +172,7 @@ def _leaves(inputs: Sequence[Tensor]) -> list[Tensor]:
     return [x.detach().requires_grad_() for x in inputs]
 
 
-def _scalar(value: Tensor) -> Tensor:
+def scalar_of(value: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"f returned {type(value).__name__}: it must return a tensor")
     if value.numel() != 1:
@@ -227,7 +182,7 @@ def _scalar(value: Tensor) -> Tensor:
     return value.squeeze()
 
 
-def _partials(
+def partials_of(
     value: Tensor, leaves: Sequence[Tensor], create_graph: bool = False
 ) -> tuple[Tensor, ...]:
     grads: Sequence[Tensor | None] = [None] * len(leaves)
@@ -243,7 +198,7 @@ def _partials(
     return tuple(grad for grad in grads if grad is not None)
 
 
-def _check_same_shape(x: Tensor, v: Tensor) -> None:
+def check_same_shape(x: Tensor, v: Tensor) -> None:
     if x.shape != v.shape:
         raise ValueError(
             f"v has shape {tuple(v.shape)}: a direction needs x's, {tuple(x.shape)}"

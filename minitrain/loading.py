@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from minitrain._torch import end_workers
-from minitrain.batches import Batch, check_batch_size, number_of, order_of
+from minitrain.batches import check_batch_size, number_of, order_of
+from minitrain.epochs import Batch
 from minitrain.samples import Samples, count
 
 

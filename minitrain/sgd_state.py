@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minitrain.vector import Theta, join_as, split_as
+from minitrain.flat import join_as, split_as
+from minitrain.vector import Theta
 
 Buffers = Sequence[Tensor | None]
 Groups = Sequence[Mapping[str, Any]]

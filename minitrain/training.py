@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minitrain.batches import Batch, Epochs, size_of
 from minitrain.checks import (
     check_dependence,
     check_loss,
@@ -22,9 +21,10 @@ from minitrain.checks import (
     warn_if_unused,
     warn_of_evaluation_mode,
 )
+from minitrain.epochs import Batch, Epochs, size_of
+from minitrain.lr_groups import keep_lr_ratios, set_lrs
 from minitrain.norms import clip_factor, grad_norms, norm
 from minitrain.samples import move
-from minitrain.schedules import keep_lr_ratios, set_lrs
 from minitrain.watcher import UNWATCHED, Watcher
 from minitrain.windows import Window, windows_of
 

@@ -1,7 +1,7 @@
 """theta and grad L as two vectors: parameters and gradients of a module, laid flat."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minitrain import _torch
+from minitrain.flat import join_as, layout_of, split_flat
 from minitrain.placing import Only, check_places, find_places, move
 
 NUM_CHECKED = 8
@@ -65,7 +66,7 @@ class ParameterVector:
         parameters = [place.parameter for place in places]
         with _torch.released_rnns(module):
             check_places(module, places)
-            self._layouts = [_layout(p) for p in parameters]
+            self._layouts = [layout_of(p) for p in parameters]
             with torch.no_grad():
                 flat = join_as(parameters, parameters)
             self._grad = torch.zeros_like(flat)
@@ -105,7 +106,7 @@ class ParameterVector:
         >>> vector.split(torch.tensor([1.0, 2.0, 3.0]))
         [tensor([[1., 2.]]), tensor([3.])]
         """
-        return _split(flat, self._layouts)
+        return split_flat(flat, self._layouts)
 
     def zero_grad(self) -> None:
         """Set grad L to zero in place: theta.grad and, with it, every parameter's.
@@ -195,38 +196,3 @@ def _remedy(grad: Tensor | None) -> str:
         "gradient_as_bucket_view=True) does, which needs False here; reset gradients "
         "by ParameterVector.zero_grad() or minitrain.SGD.zero_grad()"
     )
-
-
-Layout = tuple[torch.Size, list[int] | None]
-"""The shape in the order of memory, and the permutation back if one is needed."""
-
-
-def join_as(tensors: Iterable[Tensor], likes: Iterable[Tensor]) -> Tensor:
-    """Lay tensors flat in one vector (n,), each in the order of memory of its like."""
-    pairs = zip(tensors, likes, strict=True)
-    return torch.cat([t.permute(_memory_axes(like)).reshape(-1) for t, like in pairs])
-
-
-def split_as(flat: Tensor, likes: Iterable[Tensor]) -> list[Tensor]:
-    """Return the parts of a vector (n,), views with the shapes of their likes."""
-    return _split(flat, [_layout(like) for like in likes])
-
-
-def _split(flat: Tensor, layouts: Sequence[Layout]) -> list[Tensor]:
-    parts = flat.split([shape.numel() for shape, _ in layouts])
-    return [
-        part.view(shape) if axes is None else part.view(shape).permute(axes)
-        for part, (shape, axes) in zip(parts, layouts, strict=True)
-    ]
-
-
-def _memory_axes(tensor: Tensor) -> list[int]:
-    """The axes from the slowest to the fastest in memory: channels-last stays so."""
-    return sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis))
-
-
-def _layout(tensor: Tensor) -> Layout:
-    axes = _memory_axes(tensor)
-    back = [axes.index(axis) for axis in range(tensor.dim())]
-    shape = tensor.permute(axes).shape
-    return shape, back if back != sorted(back) else None

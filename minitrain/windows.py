@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch.utils.data import IterableDataset
 
-from minitrain.batches import Batch, Epochs, epoch_of, size_of
+from minitrain.epochs import Batch, Epochs, epoch_of, size_of
 
 
 class Window(NamedTuple):

@@ -10,7 +10,8 @@ from harness.networks import network, tensors
 from torch import Tensor, nn
 
 from minitrain.batches import Batches
-from minitrain.evaluation import accuracy, evaluate, predict
+from minitrain.evaluation import evaluate, predict
+from minitrain.metrics import accuracy
 
 cross_entropy = nn.functional.cross_entropy
 

@@ -12,9 +12,9 @@ from minitrain.gradients import (
     directional_derivative,
     finite_difference_gradient,
     gradient,
-    hessian_vector_product,
     steepest_ascent,
 )
+from minitrain.hessians import hessian_vector_product
 
 # name: (f, its gradient by hand), all for tensors of any shape
 CLOSED_FORMS = {

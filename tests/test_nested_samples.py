@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from minitrain.batches import Batches, size_of
+from minitrain.batches import Batches
+from minitrain.epochs import size_of
 from minitrain.evaluation import evaluate, predict
 from minitrain.fingerprint import fingerprint
 from minitrain.loading import DatasetBatches

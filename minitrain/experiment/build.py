@@ -9,10 +9,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from minitrain import evaluation
 from minitrain.averaging import WeightAverage
-from minitrain.batches import Batches, size_of
-from minitrain.evaluation import Metrics
+from minitrain.batches import Batches
 from minitrain.experiment import source
 from minitrain.experiment.data import (
     Data,
@@ -22,15 +20,16 @@ from minitrain.experiment.data import (
     num_samples_of,
 )
 from minitrain.experiment.definition import Definition, definition_of
-from minitrain.experiment.machine import Multiplications, find_device, set_threads
+from minitrain.experiment.machine import find_device, set_threads
 from minitrain.experiment.objective import Loss, usual_loss
 from minitrain.experiment.parts import Run, count_steps
 from minitrain.experiment.settings import Config
+from minitrain.experiment.trial import check_normalization, try_out
 from minitrain.instruments.findings import Findings
 from minitrain.instruments.guessing import loss_of_guessing
 from minitrain.instruments.panel import Panel
 from minitrain.loading import DatasetBatches
-from minitrain.randomness import undisturbed
+from minitrain.metrics import accuracy
 from minitrain.samples import part
 from minitrain.sgd import SGD
 from minitrain.system.errors import DataError, MinitrainError, SettingsError
@@ -43,9 +42,6 @@ TEST_BATCH_SIZE = 1000
 
 NUM_TARGETS = 256
 """Samples of an indexable data set whose targets tell what guessing gives."""
-
-IGNORED = -100
-"""The target that cross-entropy leaves out."""
 
 
 def build(config: Config) -> Run:
@@ -75,10 +71,10 @@ def build(config: Config) -> Run:
     seed_all(config.seed)
     model = build_model(config, definition).to(device)
     loss_fn = _loss_of(config, definition)
-    metrics = definition.metrics or evaluation.accuracy
-    outputs, number = _try_out(definition, model, batches, loss_fn, metrics)
+    metrics = definition.metrics or accuracy
+    outputs, number = try_out(definition, model, batches, loss_fn, metrics)
     set_threads(config, number * config.data.batch_size)
-    _check_normalization(config, model, data.num_samples)
+    check_normalization(config, model, data.num_samples)
     optimizer = build_optimizer(config, definition, model)
     return Run(
         config=_resolved(config, data, device),
@@ -217,17 +213,6 @@ def _check_batch_size(config: Config, data: Data) -> None:
         )
 
 
-def _check_normalization(config: Config, model: nn.Module, num_samples: int) -> None:
-    """Make sure that a model that normalizes over a batch sees two samples at least."""
-    size = config.data.batch_size
-    kinds = [type(m).__name__ for m in model.modules() if "BatchNorm" in str(type(m))]
-    if kinds and 1 in (size, num_samples % size):
-        raise SettingsError(
-            f"data.batch-size = {size}: the last batch of {num_samples} samples has a "
-            f"single one, and {kinds[0]} normalizes over a batch: it needs two"
-        )
-
-
 def _resolved(config: Config, data: Data, device: torch.device) -> Config:
     """Return the settings with what is used in the place of automatic choices."""
     update: dict[str, Any] = {
@@ -239,44 +224,6 @@ def _resolved(config: Config, data: Data, device: torch.device) -> Config:
     return config.model_copy(update=update)
 
 
-def _try_out(
-    definition: Definition,
-    model: nn.Module,
-    batches: Batches | DatasetBatches,
-    loss_fn: Loss,
-    metrics: Metrics,
-) -> tuple[Any, float]:
-    """Evaluate two samples, for their outputs and the multiplications of one.
-
-    Nothing of it stays but the shapes of a lazy model.
-
-    Raises:
-        SettingsError: The experiment's functions do not fit the data, or each other.
-        DataError: A target is the number of no class.
-    """
-    if not any(True for _ in model.parameters()):
-        raise SettingsError("the model has no parameters: there is nothing to train")
-    try:
-        batch = batches.first(2)
-        device = next(model.parameters()).device
-        with undisturbed(model, device), Multiplications(model) as counted:
-            outputs = evaluation.predict(model, batch[0])
-            multiplications = counted.number / size_of(batch)
-            if loss_fn is usual_loss:
-                _check_classes(outputs, batches)
-            evaluation.evaluate(model, [batch], loss_fn, metrics)
-    except (MinitrainError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        if definition.path is None:
-            raise
-        raise SettingsError(
-            f"the first two samples cannot go through model, loss and metrics: "
-            f"{source.what_failed(error)}"
-        ) from error
-    return outputs, multiplications
-
-
 def _findings(
     config: Config, batches: Batches | DatasetBatches, outputs: Any, loss_fn: Loss
 ) -> Findings:
@@ -284,7 +231,7 @@ def _findings(
     _, targets = batches.first(NUM_TARGETS)
     if isinstance(batches, Batches):
         targets = batches.targets
-    has_classes = bool(evaluation.accuracy(outputs, part(targets, 0, 2)))
+    has_classes = bool(accuracy(outputs, part(targets, 0, 2)))
     return Findings(
         num_steps=count_steps(config, batches),
         batch_size=config.data.batch_size * config.accumulate,
@@ -294,23 +241,3 @@ def _findings(
         momentum=getattr(config.optimizer, "momentum", 0.0),
         as_flags=True,
     )
-
-
-def _check_classes(outputs: Any, batches: Batches | DatasetBatches) -> None:
-    """Make sure that targets in memory are numbers of the model's classes.
-
-    Raises:
-        DataError: One is not.
-    """
-    targets = batches.targets if isinstance(batches, Batches) else None
-    if not isinstance(targets, torch.Tensor) or targets.is_floating_point():
-        return
-    num_classes = outputs.shape[1]
-    is_wrong = ((targets < 0) & (targets != IGNORED)) | (targets >= num_classes)
-    if is_wrong.any():
-        place = is_wrong.flatten(1).any(1) if targets.dim() > 1 else is_wrong
-        sample = int(place.nonzero()[0])
-        raise DataError(
-            f"the target of training sample {sample} is {targets[sample].tolist()}: "
-            f"the model tells the classes 0 to {num_classes - 1} apart"
-        )

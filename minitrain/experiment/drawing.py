@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from minitrain.batches import Batches
-from minitrain.evaluation import accuracy, confusion_matrix, predict
+from minitrain.evaluation import predict
 from minitrain.experiment.parts import Run
+from minitrain.metrics import accuracy, confusion_matrix
 from minitrain.samples import move
 
 CONFUSION = "confusion/test"

@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from minitrain.averaging import WeightAverage
-from minitrain.batches import Batches, size_of
-from minitrain.evaluation import Metrics
+from minitrain.batches import Batches
+from minitrain.epochs import size_of
 from minitrain.experiment.data import Data
 from minitrain.experiment.definition import Definition
 from minitrain.experiment.objective import Loss
@@ -22,6 +22,7 @@ from minitrain.instruments.cadence import Cadence
 from minitrain.instruments.findings import Findings
 from minitrain.instruments.panel import Panel
 from minitrain.loading import DatasetBatches
+from minitrain.metrics import Metrics
 from minitrain.randomness import RandomStates
 from minitrain.runs.checkpoint import Checkpoint
 from minitrain.runs.resume import Change, changes

@@ -35,6 +35,8 @@ def section(
     Raises:
         SettingsError: An argument cannot be a setting.
     """
+    if function is None and not defaults:
+        return base
     fields = {} if function is None else _settings_of(function, num_given)
     for name in fields:
         if name in base.model_fields:
@@ -54,7 +56,7 @@ def section(
         for name, value in (defaults or {}).items()
         if name in made.model_fields
     }
-    return create_model(base.__name__, __base__=made, **changed)
+    return create_model(base.__name__, __base__=made, **changed) if changed else made
 
 
 def _settings_of(function: Callable[..., Any], num_given: int) -> dict[str, Any]:

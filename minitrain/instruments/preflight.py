@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minitrain.batches import Batch, Batches, Epochs, epoch_of, size_of
+from minitrain.batches import Batches
+from minitrain.epochs import Batch, Epochs, epoch_of, size_of
 from minitrain.instruments.findings import Finding
 from minitrain.instruments.model_checks import check_model
 from minitrain.instruments.sample_checks import (

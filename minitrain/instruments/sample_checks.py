@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minitrain.batches import Batch
+from minitrain.epochs import Batch
 from minitrain.instruments import rules
 from minitrain.instruments.bad_samples import find_bad_samples
 from minitrain.instruments.neighbors import check_neighbors

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from minitrain.gradients import ScalarFunction, hessian
+from minitrain.gradients import ScalarFunction
+from minitrain.hessians import hessian
 
 
 def sharpness(

@@ -11,12 +11,13 @@ from findings.problems import Problem
 from torch import Tensor, nn
 
 from minitrain import SGD, Batches, ParameterVector, evaluate, train
-from minitrain.evaluation import confusion_matrix, predict
+from minitrain.evaluation import predict
 from minitrain.instruments.cadence import Cadence
 from minitrain.instruments.findings import Findings
 from minitrain.instruments.guessing import loss_of_guessing
 from minitrain.instruments.panel import Panel
 from minitrain.instruments.preflight import preflight
+from minitrain.metrics import confusion_matrix
 from minitrain.norms import grad_norms, norm
 from minitrain.runs.scalars import step_scalars
 from minitrain.schedules import SCHEDULES

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from minitrain.batches import Batches
 from minitrain.evaluation import evaluate
 from minitrain.fingerprint import fingerprint
-from minitrain.gradients import directional_derivative, hessian_vector_product
+from minitrain.gradients import directional_derivative
+from minitrain.hessians import hessian_vector_product
 from minitrain.instruments.cadence import Cadence
 from minitrain.instruments.panel import Panel
 from minitrain.instruments.watch import Watch

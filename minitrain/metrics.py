@@ -1,0 +1,72 @@
+"""What is measured of predictions besides the loss: one number for each sample."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Metrics = Callable[[Any, Any], Mapping[str, Tensor]]
+"""metrics(outputs, targets): by name one number for each sample, shape (N,)."""
+
+
+def sum_of(name: str, values: Tensor, num_samples: int) -> Tensor:
+    """Return the sum of a metric over samples.
+
+    Raises:
+        ValueError: It is not one number for each of them.
+    """
+    shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+    if shape != (num_samples,):
+        raise ValueError(
+            f"metric {name!r} is {shape} for {num_samples} samples: it must be one "
+            f"number for each, a tensor of shape ({num_samples},)"
+        )
+    return values.double().sum()
+
+
+def accuracy(outputs: Any, targets: Any) -> dict[str, Tensor]:
+    """Return of each sample the share of class numbers that the outputs predict.
+
+    There is one where outputs (N, C, ...) are logits of C > 1 classes in the second
+    dimension and targets (N, ...) numbers of them, and nothing otherwise: also where
+    the last dimension could be that of the classes as well, or a target is none of
+    their numbers.
+
+    >>> accuracy(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+    {'accuracy': tensor([1., 0.], dtype=torch.float64)}
+    """
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+        return {}
+    shape = outputs.shape
+    fits = (
+        outputs.dim() >= 2
+        and shape[1] > 1
+        and (outputs.dim() == 2 or targets.shape != shape[:-1])
+        and targets.shape == (shape[0], *shape[2:])
+        and targets.dtype in (torch.int64, torch.int32, torch.uint8)
+    )
+    if not fits or not ((targets >= 0) & (targets < shape[1])).all():
+        return {}
+    is_right = outputs.argmax(dim=1) == targets
+    return {"accuracy": is_right.double().reshape(len(targets), -1).mean(dim=1)}
+
+
+def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
+    """Count how often each class was taken for each.
+
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    >>> confusion_matrix(logits, torch.tensor([0, 1, 1])).tolist()
+    [[1, 0], [1, 1]]
+
+    Args:
+        logits: Shape (N, classes).
+        targets: Class numbers, shape (N,).
+
+    Returns:
+        Counts [target, predicted], shape (classes, classes).
+    """
+    num_classes = logits.shape[1]
+    pairs = targets * num_classes + logits.argmax(dim=1)
+    counts = torch.bincount(pairs, minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)
