@@ -1,4 +1,4 @@
-"""Two samples on trial: do the functions of an experiment fit its data, and each other?"""
+"""Two samples on trial: do an experiment's functions fit its data, and each other?"""
 
 from typing import Any
 
