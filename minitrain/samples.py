@@ -88,9 +88,15 @@ def part(samples: Samples, start: int, end: int) -> Samples:
 
 def move(samples: Samples, device: torch.device) -> Samples:
     """Return the samples on a device; what comes from pinned memory does not wait."""
-    if isinstance(samples, Tensor):
-        return samples.to(device, non_blocking=samples.is_pinned())
-    return map_tensors(lambda x: x.to(device, non_blocking=x.is_pinned()), samples)
+
+    def moved(x: Tensor) -> Tensor:
+        if x.device == device:
+            return x
+        return x.to(device, non_blocking=x.is_pinned())
+
+    return (
+        moved(samples) if isinstance(samples, Tensor) else map_tensors(moved, samples)
+    )
 
 
 def join(parts: list[Samples]) -> Samples:

@@ -248,7 +248,7 @@ def _shares(
     n_i are its samples, n those of all batches of the window.
     """
     for batch in window.batches:
-        inputs, targets = move(batch, device)
+        inputs, targets = (move(samples, device) for samples in batch)
         with torch.autocast(device.type, autocast) if autocast else nullcontext():
             loss = loss_fn(model(inputs), targets)
         check_loss(loss)
