@@ -49,9 +49,10 @@ def _power_of_two(value: float) -> int:
 
 
 def overfitting(run: History) -> Verdict:
-    """The test loss rises while the loss on the training data is low."""
+    """The test loss rises, and stays so, while that on the training data is low."""
     tests, losses = run.values(tags.TEST_LOSS), run.values(tags.TRAIN_LOSS)
-    if len(tests) < 3 or tests[-1] < 1.1 * min(tests):
+    # A single test may be high in any run: the last three must be.
+    if len(tests) < 3 or min(tests[-3:]) < 1.1 * min(tests):
         return None
     train = mean(losses[-max(1, len(losses) // len(tests)) :])
     if train > 0.5 * tests[-1]:
