@@ -70,12 +70,13 @@ def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
 
 def draw(model: nn.Module, data: Data) -> dict[str, Figure]:
     """Return a picture of the fit, between the samples that it was made from."""
-    x, truth = data.test
-    samples = [tensor.cpu() for tensor in data.train]
+    fit = predict(model, data.test[0])
+    x, truth, fit = (each.cpu().numpy() for each in (*data.test, fit))
+    samples = (each.cpu().numpy() for each in data.train)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="x", ylabel="y", title="The fit of a noisy curve")
     axes.scatter(*samples, s=8, color=BLACK, alpha=0.3, linewidths=0, label="samples")
-    axes.plot(x.cpu(), truth.cpu(), "--", color=BLUE, label="curve")
-    axes.plot(x.cpu(), predict(model, x).cpu(), color=VERMILION, label="fit")
+    axes.plot(x, truth, "--", color=BLUE, label="curve")
+    axes.plot(x, fit, color=VERMILION, label="fit")
     figure.legend(loc="outside lower center", ncols=3)
     return {"fit": figure}

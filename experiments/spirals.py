@@ -69,16 +69,16 @@ def model(hidden: tuple[int, ...] = (64, 64)) -> nn.Module:
 
 def draw(model: nn.Module, data: Data) -> dict[str, Figure]:
     """Return a picture of the plane, as the model divides it, with the test points."""
-    points, targets = (tensor.cpu() for tensor in data.test)
+    points, targets = (tensor.cpu().numpy() for tensor in data.test)
     across = torch.linspace(-2.4, 2.4, 201)
     plane = torch.cartesian_prod(across, across)
-    share = predict(model, plane).softmax(dim=1)[:, 1].view(201, 201).T.cpu()
+    share = predict(model, plane).softmax(dim=1)[:, 1].view(201, 201).T.cpu().numpy()
 
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.add_subplot(aspect="equal", title="The boundary, and test points")
     colors = LinearSegmentedColormap.from_list("", [BLUE, "white", VERMILION])
     axes.imshow(share, colors, extent=(-2.4, 2.4) * 2, origin="lower", alpha=0.4)
-    axes.contour(across, across, share, [0.5], colors="black", linewidths=1)
+    axes.contour(share, [0.5], colors="black", extent=(-2.4, 2.4) * 2, linewidths=1)
     for color, number in ((BLUE, 0), (VERMILION, 1)):
         axes.scatter(*points[targets == number].T, s=6, color=color)
     axes.set(xlabel="x", ylabel="y")
