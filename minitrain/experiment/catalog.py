@@ -36,8 +36,19 @@ def find(experiment: str) -> Path:
 
 
 def shipped() -> dict[str, Path]:
-    """The files of all experiments that come with minitrain, by name."""
+    """Return the files of all experiments that come with minitrain, by name.
+
+    Raises:
+        SettingsError: Two of them have one name.
+    """
     package = Path(minitrain.__file__).parent
     installed, cloned = package / "experiments", package.parent / "experiments"
     folder = installed if installed.is_dir() else cloned
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    named: dict[str, Path] = {}
+    for path in sorted([*folder.glob("*.toml"), *folder.glob("*.py")]):
+        if path.stem in named:
+            raise SettingsError(
+                f"{named[path.stem]} and {path.name} have one name: rename one of them"
+            )
+        named[path.stem] = path
+    return named

@@ -87,8 +87,6 @@ class Journal:
             self._draw_histograms(step.number)
         line = EpochLine(step.epoch, run.config.epochs, step.number, self._seconds)
         say(epoch_line(line, self._loss / self._num_samples, summary))
-        if (every := run.config.log.pictures) and step.epoch % every == 0:
-            self.draw()
         self._num_samples, self._seconds, self._loss = 0, 0.0, 0.0
 
     def evaluate(
@@ -113,6 +111,12 @@ class Journal:
         self.board.log(step, values)
         tell(summary, run.findings.note(step, values))
         return found
+
+    def draw_epoch(self, step: Step) -> None:
+        """Show the pictures after an epoch, where they are due."""
+        every = self.run.config.log.pictures
+        if every and step.epoch % every == 0:
+            self.draw()
 
     def conclude(self) -> None:
         """Look at what the trained model confuses, and show all pictures."""

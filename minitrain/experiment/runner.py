@@ -167,6 +167,8 @@ def _make_steps(
         is_last = step.number == built.num_steps
         ends_early = step.ends_epoch and not is_last and is_over(config, summary)
         summary.is_stopped_early = ends_early
+        if step.ends_epoch and not (is_last or ends_early):
+            journal.draw_epoch(step)  # at the end of the run they are drawn anyway
         is_due = step.number % config.checkpoint.every == 0
         if is_due or step.ends_epoch or stop.received:
             journal.board.sync()

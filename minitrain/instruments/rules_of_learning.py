@@ -49,10 +49,11 @@ def _power_of_two(value: float) -> int:
 
 
 def overfitting(run: History) -> Verdict:
-    """The loss on other data rises while that on the training data is low."""
+    """The loss on other data rises, and stays so, while that in training is low."""
     part = "validation" if run.values(tags.VALIDATION_LOSS) else "test"
     tests, losses = run.values(tags.tag(tags.LOSS, part)), run.values(tags.TRAIN_LOSS)
-    if len(tests) < 3 or tests[-1] < 1.1 * min(tests):
+    # A single one may be high in any run: the last three must be.
+    if len(tests) < 3 or min(tests[-3:]) < 1.1 * min(tests):
         return None
     train = mean(losses[-max(1, len(losses) // len(tests)) :])
     if train > 0.5 * tests[-1]:

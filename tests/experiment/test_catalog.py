@@ -18,7 +18,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_those_of_a_clone_are_all_there() -> None:
-    assert set(shipped().values()) == set(FOLDER.glob("*.toml"))
+    files = {path for path in FOLDER.iterdir() if path.suffix in (".toml", ".py")}
+    assert set(shipped().values()) == files
+    assert {path.suffix for path in files} == {".toml", ".py"}
     assert parse(["mnist-cnn"]) == read(FOLDER / "mnist-cnn.toml")
     assert parse(["mnist-cnn"]) != parse([])
 
@@ -32,6 +34,24 @@ def test_those_of_an_installed_package_lie_inside_of_it(
     init = folder.parent / "__init__.py"
     monkeypatch.setattr(catalog.minitrain, "__file__", str(init))
     assert find("mnist-cnn") == folder / "mnist-cnn.toml"
+
+
+def test_a_python_file_has_a_name_like_any_other() -> None:
+    assert find("spirals") == FOLDER / "spirals.py"
+    config = parse(["spirals", "--data.turns", "2"])
+    assert (config.data.turns, config.epochs) == (2, 100)
+
+
+def test_two_files_of_one_name_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "minitrain" / "experiments"
+    folder.mkdir(parents=True)
+    for name in ("one.py", "one.toml"):
+        (folder / name).touch()
+    monkeypatch.setattr(catalog.minitrain, "__file__", str(folder.parent / "x.py"))
+    with pytest.raises(SettingsError, match=r"one\.py and one\.toml have one name"):
+        find("other")
 
 
 @pytest.mark.parametrize("path", ["own.toml", "./own", "folder/own", "own.py"])
@@ -53,7 +73,7 @@ def test_a_name_means_the_same_in_every_folder(tmp_path: Path) -> None:
     ("name", "told"),
     [
         ("mnist-cn", "there is no experiment 'mnist-cn'; did you mean mnist-cnn?"),
-        ("zzz", "there is no experiment 'zzz'\nThese come with minitrain: digits-mlp,"),
+        ("zzz", "there is no experiment 'zzz'\nThese come with minitrain: "),
         ("", "there is no experiment ''"),
         ("experiments/mnist-cnn.toml", "with minitrain is called mnist-cnn"),
         ("mnist-cnn.toml", "cannot read mnist-cnn.toml: there is no such file"),

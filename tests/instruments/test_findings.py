@@ -65,6 +65,8 @@ def test_a_healthy_run_gives_no_finding() -> None:
     assert kinds_of({"weight_decay/share": 0.1}, momentum=0.9) == []
     growing = {"weight_decay/share": lambda step: step / 20}
     assert kinds_of(growing) == [], "as it does where a run converges"
+    one_is_high = {"loss/test": lambda step: 0.9 if step == 15 else 0.5}
+    assert kinds_of(one_is_high) == []
 
 
 STUCK = {"loss/train": 2.3}
