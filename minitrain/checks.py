@@ -103,8 +103,8 @@ def check_loss(loss: Any) -> None:
         if isinstance(loss, Tensor):
             what = f"a tensor of shape {tuple(loss.shape)}"
         raise ValueError(
-            f"the loss is {what}: it must be one number, the mean over the samples of "
-            "the batch; reduction='none' gives one for each"
+            f"the loss is {what}: it must be a tensor of one number, the mean over "
+            "the samples of the batch; reduction='none' gives one for each"
         )
 
 

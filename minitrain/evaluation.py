@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minitrain.checks import check_batches, check_loss
 from minitrain.epochs import Batch, Epochs, epoch_of, size_of
-from minitrain.metrics import Metrics, accuracy, sum_of
+from minitrain.metrics import Metrics, accuracy, check_metrics, sum_of
 from minitrain.samples import Samples, count, join, move, part
 
 
@@ -62,7 +62,9 @@ def evaluate(
             num_samples += size
             check_loss(loss := loss_fn(outputs, targets))
             losses.append(loss.double().reshape(()) * size)
-            for name, values in (metrics or accuracy)(outputs, targets).items():
+            measured = (metrics or accuracy)(outputs, targets)
+            check_metrics(measured)
+            for name, values in measured.items():
                 sums.setdefault(name, []).append(sum_of(name, values, size))
     if not losses:
         raise ValueError("there is no batch to evaluate on")

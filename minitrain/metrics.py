@@ -10,6 +10,19 @@ Metrics = Callable[[Any, Any], Mapping[str, Tensor]]
 """metrics(outputs, targets): by name one number for each sample, shape (N,)."""
 
 
+def check_metrics(measured: Any) -> None:
+    """Make sure that metrics are a dictionary.
+
+    Raises:
+        ValueError: They are something else.
+    """
+    if not isinstance(measured, Mapping):
+        raise ValueError(
+            f"metrics returned {type(measured).__name__}: they must be a dictionary of "
+            "tensors by name"
+        )
+
+
 def sum_of(name: str, values: Tensor, num_samples: int) -> Tensor:
     """Return the sum of a metric over samples.
 

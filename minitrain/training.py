@@ -77,7 +77,9 @@ class NotFiniteError(ArithmeticError):
         """The first whose gradient is not finite; empty where only the loss is not."""
         self.batches = batches
         """Those of the step, to look for samples that are not finite themselves."""
-        where = "in the loss alone"
+        where = "in the norm of the gradient, which overflows"
+        if not math.isfinite(loss):
+            where = "in the loss alone"
         if parameter:
             where = f"first in the gradient of {parameter}"
         super().__init__(

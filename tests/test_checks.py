@@ -96,7 +96,7 @@ def parts() -> tuple[nn.Module, SGD]:
     ("loss_fn", "message"),
     [
         (each_loss, r"the loss is a tensor of shape \(5,\): .*reduction='none'"),
-        (lambda outputs, targets: 0.5, "the loss is float: it must be one number"),
+        (lambda outputs, targets: 0.5, "the loss is float: it must be a tensor of"),
         (lambda outputs, targets: (outputs.sum(), 1), "the loss is tuple"),
     ],
 )

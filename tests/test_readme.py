@@ -33,7 +33,7 @@ def test_the_experiment_in_a_file_trains(
 ) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (text,) = (block for block in blocks if "def data(" in block)
-    (command,) = re.findall(r"train\.py (circle\.py .*)", README)
+    (command,) = re.findall(r"train\.py (circle\.py .*model.*)", README)
     monkeypatch.chdir(tmp_path)
     Path("circle.py").write_text(text, encoding="utf-8")
     summary = run(parse(command.split()))

@@ -3,6 +3,7 @@
 import functools
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,7 +25,7 @@ from minitrain.experiment.machine import find_device, set_threads
 from minitrain.experiment.objective import Loss, usual_loss
 from minitrain.experiment.parts import Run, count_steps
 from minitrain.experiment.settings import Config
-from minitrain.experiment.trial import check_normalization, try_out
+from minitrain.experiment.trial import check_normalization, try_drawing, try_out
 from minitrain.instruments.findings import Findings
 from minitrain.instruments.guessing import loss_of_guessing
 from minitrain.instruments.panel import Panel
@@ -60,6 +61,11 @@ def build(config: Config) -> Run:
     data = read_data(config, definition)
     if config.data.validation:
         data = hold_out(data, config.data.validation, config.seed)
+    if config.stop.patience and data.valid is None:
+        raise SettingsError(
+            f"stop.patience = {config.stop.patience}: a validation set is needed: say "
+            "--data.validation 0.1, or have data(...) return Data(valid=...)"
+        )
     _check_batch_size(config, data)
     batches = batches_of(
         data.train,
@@ -70,6 +76,7 @@ def build(config: Config) -> Run:
     )
     seed_all(config.seed)
     model = build_model(config, definition).to(device)
+    try_drawing(definition, model, data)
     loss_fn = _loss_of(config, definition)
     metrics = definition.metrics or accuracy
     outputs, number = try_out(definition, model, batches, loss_fn, metrics)
@@ -187,7 +194,7 @@ def _call(
     except (Exception, SystemExit) as error:
         if function.__module__.startswith("minitrain."):
             raise  # ours: what fails there is no mistake of the user's
-        what = source.what_failed(error)
+        what = source.what_failed(error, Path(function.__code__.co_filename))
         raise kind(f"{function.__name__}(...) failed: {what}") from error
 
 

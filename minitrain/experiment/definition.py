@@ -9,6 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -116,6 +117,15 @@ def define(
             raise SettingsError(f"{place}: {name} is no function written with def")
     if not isinstance(defaults, dict) or not all(isinstance(k, str) for k in defaults):
         raise SettingsError(f"{place}: SETTINGS is no dictionary of keys and values")
+    for name in vars(module):
+        near = get_close_matches(name, NAMES, 1, 0.75)
+        if near and name not in NAMES and module.__dict__.get(near[0]) is None:
+            is_own = getattr(vars(module)[name], "__module__", None) == module.__name__
+            if is_own:
+                raise SettingsError(
+                    f"{place} defines {name}(...), and no {near[0]}(...): if it is not "
+                    "meant, give it another name"
+                )
     name = path.stem if path else module.__name__.rpartition(".")[2]
     about = inspect.getdoc(module) or ""
     return Definition(

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from minitrain.batches import Batches
 from minitrain.evaluation import predict
+from minitrain.experiment.data import Data
+from minitrain.experiment.definition import Definition
 from minitrain.experiment.parts import Run
 from minitrain.metrics import accuracy, confusion_matrix
 from minitrain.samples import move
@@ -36,16 +38,25 @@ def draw_all(run: Run, counts: Tensor | None) -> dict[str, Any]:
 
         names = run.data.classes or [str(i) for i in range(len(counts))]
         pictures[CONFUSION] = draw_confusion(counts, names)
-    drawn: Any = {}
-    if run.definition.draw is not None:
-        drawn = run.definition.draw(run.model, run.data.on(run.device))
+    if run.definition.draw is None:
+        return pictures
+    return pictures | drawn_by(run.definition, run.model, run.data.on(run.device))
+
+
+def drawn_by(definition: Definition, model: nn.Module, data: Data) -> dict[str, Any]:
+    """Return what an experiment draws, by tags.
+
+    Raises:
+        ValueError: It returns no dictionary.
+    """
+    assert definition.draw is not None
+    drawn = definition.draw(model, data)
     if not isinstance(drawn, Mapping):
         raise ValueError(
             f"draw(...) returned {type(drawn).__name__}: it must return pictures "
             "by their names, in a dictionary"
         )
-    tagged = {k if "/" in k else f"{PICTURES}/{k}": x for k, x in drawn.items()}
-    return pictures | tagged
+    return {k if "/" in k else f"{PICTURES}/{k}": x for k, x in drawn.items()}
 
 
 def confusion_of(run: Run) -> Tensor | None:

@@ -82,5 +82,5 @@ class Multiplications:
 
     def _count(self, layer: nn.Module, _: object, outputs: object) -> None:
         weight = layer.weight
-        if isinstance(outputs, Tensor) and isinstance(weight, Tensor):
+        if isinstance(outputs, Tensor) and isinstance(weight, Tensor) and len(weight):
             self.number += outputs.numel() * weight[0].numel()

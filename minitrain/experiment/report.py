@@ -54,7 +54,7 @@ def epoch_line(made: EpochLine, loss: float, summary: Summary) -> str:
     if summary.validation_loss is not None:
         part, found = "validation", summary.validation_loss
         metrics = summary.validation_metrics
-    told = [f"loss/train {loss:.4f}", f"loss/{part} {found:.4f}"]
+    told = [f"loss/train {loss:.4g}", f"loss/{part} {found:.4g}"]
     told += [f"{name}/{part} {shown(name, value)}" for name, value in metrics.items()]
     return (
         f"epoch {made.epoch}/{made.epochs}  step {made.step}  {'  '.join(told)}  "
@@ -76,8 +76,12 @@ def result(summary: Summary, folder: Path) -> str:
             f"that of epoch {summary.best_epoch}"
         )
     metrics = [f"test {n} {shown(n, x)}" for n, x in summary.test_metrics.items()]
-    told = ", ".join([*metrics, f"test loss {summary.test_loss:.4f}"])
-    lines.append(f"{summary.dataset}: {told} after {summary.steps} steps")
+    told = ", ".join([*metrics, f"test loss {summary.test_loss:.4g}"])
+    chosen = f", of the best, step {summary.best_step}" if summary.best_step else ""
+    lines.append(f"{summary.dataset}: {told} after {summary.steps} steps{chosen}")
+    if averaged := summary.average_metrics:
+        told = ", ".join(f"{name} {shown(name, x)}" for name, x in averaged.items())
+        lines.append(f"the averaged weights, which load returns: {told}")
     lines.append(
         f"trained for {summary.train_seconds:.1f} s of {summary.total_seconds:.1f} s; "
         f"fingerprint {summary.fingerprint[:16]}"

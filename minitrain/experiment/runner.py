@@ -141,6 +141,7 @@ def _train(
     )
     if start is None:
         saver.save(must_succeed=True)
+        say(f"run directory {folder}")
     bar = tqdm(total=built.num_steps, desc=built.dataset, unit="step", disable=None)
     with dashboard(built, folder, start, summary) as board, bar, _naming(saver):
         journal = Journal(built, summary, board, bar)

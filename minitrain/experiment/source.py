@@ -72,9 +72,16 @@ def _execute(path: Path) -> ModuleType:
     return module
 
 
-def what_failed(error: BaseException) -> str:
-    """Return an error of somebody's code with the last line that led to it."""
-    *_, last = traceback.extract_tb(error.__traceback__) or [None]
+def what_failed(error: BaseException, path: Path | None = None) -> str:
+    """Return an error of somebody's code with the last line that led to it.
+
+    Args:
+        error: The error.
+        path: The file whose lines count, where one of them is there.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if path and frame.filename == str(path)]
+    *_, last = own or frames or [None]
     where = f" ({last.filename}, line {last.lineno})" if last else ""
     if isinstance(error, SyntaxError):
         where = f" ({error.filename}, line {error.lineno})"

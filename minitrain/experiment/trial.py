@@ -1,5 +1,6 @@
 """Two samples on trial: do an experiment's functions fit its data, and each other?"""
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,13 +10,16 @@ from minitrain import evaluation
 from minitrain.batches import Batches
 from minitrain.epochs import size_of
 from minitrain.experiment import source
+from minitrain.experiment.data import Data
 from minitrain.experiment.definition import Definition
+from minitrain.experiment.drawing import drawn_by
 from minitrain.experiment.machine import Multiplications
 from minitrain.experiment.objective import Loss, usual_loss
 from minitrain.experiment.settings import Config
 from minitrain.loading import DatasetBatches
 from minitrain.metrics import Metrics
 from minitrain.randomness import undisturbed
+from minitrain.runs.images import as_png
 from minitrain.system.errors import DataError, MinitrainError, SettingsError
 
 IGNORED = -100
@@ -47,7 +51,9 @@ def try_out(
             multiplications = counted.number / size_of(batch)
             if loss_fn is usual_loss:
                 _check_classes(outputs, batches)
-            evaluation.evaluate(model, [batch], loss_fn, metrics)
+            with warnings.catch_warnings():  # of shapes that are made equal by torch
+                warnings.filterwarnings("error", message="Using a target size")
+                evaluation.evaluate(model, [batch], loss_fn, metrics)
     except (MinitrainError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -55,9 +61,31 @@ def try_out(
             raise
         raise SettingsError(
             f"the first two samples cannot go through model, loss and metrics: "
-            f"{source.what_failed(error)}"
+            f"{source.what_failed(error, definition.path)}"
         ) from error
     return outputs, multiplications
+
+
+def try_drawing(definition: Definition, model: nn.Module, data: Data) -> None:
+    """Have an experiment draw once, so that its mistakes show before the training.
+
+    Raises:
+        SettingsError: It fails, or gives something else than pictures and texts.
+    """
+    if definition.draw is None or definition.path is None:
+        return
+    device = next(model.parameters()).device
+    try:
+        with undisturbed(model, device), torch.no_grad():
+            model.eval()
+            for picture in drawn_by(definition, model, data.on(device)).values():
+                if not isinstance(picture, str):
+                    as_png(picture)
+    except (MinitrainError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        what = source.what_failed(error, definition.path)
+        raise SettingsError(f"draw(...) failed: {what}") from error
 
 
 def _check_classes(outputs: Any, batches: Batches | DatasetBatches) -> None:

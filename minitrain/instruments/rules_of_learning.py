@@ -61,8 +61,7 @@ def overfitting(run: History) -> Verdict:
     return (
         f"the {part} loss rose from {min(tests):.3g} to {tests[-1]:.3g}, while the "
         f"training loss is {train:.3g}.",
-        f"Try more data, {run.setting('dropout', '0.5')}, or fewer "
-        f"{run.setting('epochs')}.",
+        f"Try more data, dropout in the model, or fewer {run.setting('epochs')}.",
     )
 
 

@@ -25,7 +25,8 @@ def check_unused(folder: Path | None) -> None:
     if any(path.name != LOCK for path in entries(folder)):
         raise RunDirectoryError(
             f"{folder} is not empty: a run starts in a folder of its own. Nothing was "
-            "changed; give another name by --run-dir, or none for a fresh one"
+            "changed; give another name by --run-dir, or none for a fresh one, or "
+            "continue the run that is there by --resume"
         )
 
 

@@ -415,7 +415,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "loss (N,)": (
         POINTS + LOSS.format("(outputs.sum(1) - targets) ** 2"),
         2,
-        "a tensor of shape (2,): it must be one number",
+        "a tensor of shape (2,): it must be a tensor of one",
     ),
     "loss float": (POINTS + LOSS.format("3.0"), 2, "the loss is float"),
     "no usual loss": (
@@ -433,6 +433,34 @@ BAD: dict[str, tuple[str, int, str]] = {
         2,
         "optimizer(...) failed: ValueError",
     ),
+    "typo": (POINTS + LOSS.replace("loss", "lss").format("0"), 2, "and no loss(...)"),
+    "draw": (
+        POINTS + "\n\ndef draw(model, data):\n    return 3\n",
+        2,
+        "draw(...) returned int: it must return pictures",
+    ),
+    "picture": (
+        POINTS + "\n\ndef draw(model, data):\n    return {'a': 3}\n",
+        2,
+        "a picture is int",
+    ),
+    "no metrics": (
+        POINTS + LOSS.replace("loss", "metrics").format("None"),
+        2,
+        "metrics returned NoneType: they must be a dictionary",
+    ),
+    "broadcast": (
+        POINTS.replace(".long()", ".float()").replace("(width, 2)", "(width, 1)")
+        + LOSS.format("nn.functional.mse_loss(outputs, targets)"),
+        2,
+        "Using a target size",
+    ),
+    "patience": (
+        POINTS.replace('"epochs": 2', '"stop.patience": 2'),
+        2,
+        "stop.patience = 2: a validation set is needed",
+    ),
+    "hidden of 0": (POINTS.replace("(16,)", "(-1,)"), 2, "model(...) failed: "),
     "one sample": (
         POINTS.replace("nn.Dropout(0.1)", "nn.BatchNorm1d(size)").replace(
             'size": 20', 'size": 149'
