@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from minitrain import tags
-from minitrain.instruments.observation import Observation, Readings
+from minitrain.instruments.observation import OF_SGD_ALONE, Observation, Readings
 from minitrain.instruments.recompute import BatchLoss
 from minitrain.norms import dot
 
@@ -100,6 +100,8 @@ def largest_stable_lr(
 def read_audit(step: Observation, loss_of: BatchLoss, first_loss: float) -> Readings:
     """Return the readings of the audit of a step, those that are finite.
 
+    What a learning rate has to do with the curvature is known of SGD alone.
+
     Args:
         step: The step.
         loss_of: The loss of its batch, computed as the loop does.
@@ -118,8 +120,11 @@ def read_audit(step: Observation, loss_of: BatchLoss, first_loss: float) -> Read
         nesterov=options.get("nesterov", False),
         resolution=loss_of.resolution(step.loss, first_loss),
     )
-    return {
+    readings = {
         tags.tag(tags.AUDIT, field): value
         for field, value in audit._asdict().items()
         if math.isfinite(value)
     }
+    if step.parameters.departure_from_sgd():
+        return {k: x for k, x in readings.items() if k not in OF_SGD_ALONE}
+    return readings

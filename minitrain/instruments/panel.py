@@ -17,7 +17,12 @@ from minitrain.instruments.layer_hooks import PerSampleNorms
 from minitrain.instruments.leftover import Leftover
 from minitrain.instruments.memory import Memory
 from minitrain.instruments.noise import NoiseEstimate, noise_estimate, read_noise
-from minitrain.instruments.observation import Observation, Parameters, Vector
+from minitrain.instruments.observation import (
+    OF_SGD_ALONE,
+    Observation,
+    Parameters,
+    Vector,
+)
 from minitrain.instruments.readings import read_look
 from minitrain.instruments.recompute import BatchLoss, LossOf
 from minitrain.instruments.truth import Slope, check_slopes, read_truth
@@ -57,13 +62,16 @@ class Panel:
         self.slopes: dict[str, Slope] = {}
         """The last truth test, of the gradient as a whole and of each parameter."""
         self.withheld: dict[str, str] = {}
-        """The instruments that give no reading, and why."""
+        """The instruments, or single readings by their tags, that are not given, and
+        why."""
         self._model, self._optimizer = model, optimizer
         self._parameters = Parameters(model, optimizer)
         self._memory = Memory.begin(self._parameters.theta())
         self._sample_norms = PerSampleNorms(model)
         self._leftover = Leftover(model)
         self._unread = Unread(self._pass_over)
+        if departure := self._parameters.departure_from_sgd():
+            self.withheld |= dict.fromkeys(OF_SGD_ALONE, departure)
 
     def step(
         self,
@@ -161,7 +169,8 @@ class Panel:
         self._optimizer.zero_grad()
         self.seconds, self._memory = seconds, memory
         fitted = fit_cadence(costs, step, budget, unit)
-        return fitted._replace(**dict.fromkeys(self.withheld, 0))
+        never = dict.fromkeys(self.withheld.keys() & fitted._asdict().keys(), 0)
+        return fitted._replace(**never)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what later readings depend on, for a checkpoint."""
