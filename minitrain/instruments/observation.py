@@ -23,7 +23,7 @@ OF_SGD_ALONE = (
     tags.LARGEST_STABLE_LR,
     tags.AUDIT_MARGIN,
 )
-"""The tags of what SGD's rule defines: other optimizers' steps have no such readings."""
+"""The tags of what SGD's rule defines: steps of others have no such readings."""
 
 
 class Vector(list[Tensor]):

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -48,6 +48,8 @@ class Panel:
         model: The model.
         optimizer: Updates its parameters, or some of them.
         cadence: How often each kind reads; the first step is always read.
+        beside: Other models that the loss passes through, such as the discriminator of
+            a generator: computing it again leaves no trace in their buffers either.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class Panel:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         cadence: Cadence | None = None,
+        *,
+        beside: Sequence[nn.Module] = (),
     ) -> None:
         self.cadence = Cadence() if cadence is None else cadence
         self.seconds = 0.0
@@ -64,7 +68,7 @@ class Panel:
         self.withheld: dict[str, str] = {}
         """The instruments, or single readings by their tags, that are not given, and
         why."""
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer, self._beside = model, optimizer, beside
         self._parameters = Parameters(model, optimizer)
         self._memory = Memory.begin(self._parameters.theta())
         self._sample_norms = PerSampleNorms(model)
@@ -109,7 +113,8 @@ class Panel:
     ) -> Iterator[Watch | Unread]:
         """Watch a step of anybody's loop, as `step` does.
 
-        The loop tells nothing: the gradient is read when it calls `optimizer.step`.
+        The loop tells nothing but how it clips, if it does, by `watch.note_clipping`:
+        the gradient is read when it calls `optimizer.step`.
         `num_samples` are in the batch; without it there is no noise scale. Of the
         second step it is always seen whether the loop forgets to reset the gradients.
         """
@@ -124,7 +129,7 @@ class Panel:
             def read_gradient(*_: object) -> None:
                 with self._timed():
                     loss = watch.same() if watch.plan.audits else math.nan
-                watch.before_update(loss, num_samples, None)
+                watch.before_update(loss, num_samples, watch.clip_factor)
 
             hook = self._optimizer.register_step_pre_hook(read_gradient)
             try:
@@ -155,7 +160,7 @@ class Panel:
         """
         seconds, memory = self.seconds, self._memory
         step, costs = math.inf, dict.fromkeys(Cadence._fields, math.inf)
-        batch_loss = BatchLoss(self._model, loss_of, autocast)
+        batch_loss = BatchLoss(self._model, loss_of, autocast, self._beside)
         for kind in Cadence._fields * 3:  # the first time is slower
             start, self.seconds = time.perf_counter(), 0.0
             plan = Plan(due=frozenset({kind}))
@@ -197,9 +202,9 @@ class Panel:
         """Enclose a step that is read, or the one before it; 0 is none of a loop."""
         plan = plan._replace(due=plan.due.difference(self.withheld))
         with self._timed():
-            same = full = BatchLoss(self._model, loss_of, autocast)
+            same = full = BatchLoss(self._model, loss_of, autocast, self._beside)
             if autocast is not None:
-                full = BatchLoss(self._model, loss_of)
+                full = BatchLoss(self._model, loss_of, None, self._beside)
             watch = Watch(plan, same, full, self._observe)
             reads_noise = "noise" in plan.due
             samples = self._sample_norms.watch() if reads_noise else nullcontext()
