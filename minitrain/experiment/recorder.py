@@ -271,7 +271,8 @@ class Recorder:
         if is_due:
             panels = [network.panel.seconds for network in self._parts.networks]
             values[tags.PANEL_COST] = sum(panels) / summary.train_seconds
-        self._notes.log(values)
+        if values:
+            self._notes.log(values)
         self._notes.write(self.number)
         if is_due:
             self._save(must_succeed=is_last)

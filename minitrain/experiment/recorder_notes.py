@@ -78,10 +78,13 @@ class Notes:
 
     def write(self, number: int) -> None:
         """Write what was taken in, at step `number`, and look for findings in it."""
-        values, self._values = self._values, {}
-        shown, self._shown = self._shown, {}
         if self._board is None:  # of a finished run, to which nothing is added
             return
+        self._board.beat()
+        if not (self._values or self._shown):
+            return
+        values, self._values = self._values, {}
+        shown, self._shown = self._shown, {}
         if values:
             self._board.log(number, values)
             for network in self._networks:
@@ -92,7 +95,6 @@ class Notes:
                 self._board.text(tag, picture, number)
             else:
                 self._board.image(tag, picture, number)
-        self._board.beat()
 
     def sync(self) -> None:
         """Wait until all is on disk."""

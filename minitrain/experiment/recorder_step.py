@@ -1,12 +1,12 @@
 """One step of a recorded loop, around the loop's own statements."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from minitrain import tags
 from minitrain.checks import warn_of_evaluation_mode
@@ -41,6 +41,7 @@ class Step:
         self.is_entered = False
         self._is_logged, self._is_last = is_logged, is_last
         self._watch: Watch | Unread | None = None
+        self._hook: RemovableHandle | None = None
         self._loss: Tensor | None = None
         self._norms: Tensor | None = None
         self._lr: float | None = None
@@ -92,29 +93,28 @@ class Step:
     def __enter__(self) -> Self:
         network, self.is_entered = self.network, True
         number = network.begin_step(self.loss_of, self.num_samples, self.autocast)
-        with ExitStack() as stack:
-            watching = network.panel.watch(
-                number,
-                self.loss_of,
-                num_samples=self.num_samples,
-                is_last=self._is_last,
-                autocast=self.autocast,
-            )
-            self._watch = stack.enter_context(watching)
-            if self._is_logged:
-                hook = network.optimizer.register_step_pre_hook(self._read_gradient)
-                stack.callback(hook.remove)
-            self._stack = stack.pop_all()
+        self._watching = network.panel.watch(
+            number,
+            self.loss_of,
+            num_samples=self.num_samples,
+            is_last=self._is_last,
+            autocast=self.autocast,
+        )
+        self._watch = self._watching.__enter__()
+        if self._is_logged:
+            read = self._read_gradient
+            self._hook = network.optimizer.register_step_pre_hook(read)
         if not network.model.training and "mode" not in network.told:
             network.told.add("mode")
             warn_of_evaluation_mode(stacklevel=3)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+        if self._hook is not None:
+            self._hook.remove()
+        self._watching.__exit__(*error)
         if self._watch is not None:
-            self.readings = self._watch.readings
-        self._watch = None
+            self.readings, self._watch = self._watch.readings, None
         if error[0] is None and self._is_logged and self._lr is None:
             self._tell_no_update()
 

@@ -101,7 +101,6 @@ class Panel:
             return nullcontext(self._unread)
         return self._read(plan, loss_of, autocast, number)
 
-    @contextmanager
     def watch(
         self,
         number: int,
@@ -110,21 +109,30 @@ class Panel:
         num_samples: int = 0,
         is_last: bool = False,
         autocast: torch.dtype | None = None,
-    ) -> Iterator[Watch | Unread]:
+    ) -> AbstractContextManager[Watch | Unread]:
         """Watch a step of anybody's loop, as `step` does.
 
         The loop tells nothing but how it clips, if it does, by `watch.note_clipping`:
-        the gradient is read when it calls `optimizer.step`.
-        `num_samples` are in the batch; without it there is no noise scale. Of the
-        second step it is always seen whether the loop forgets to reset the gradients.
+        the gradient is read when it calls `optimizer.step`. `num_samples` are in the
+        batch; without it there is no noise scale. Of the second step it is always seen
+        whether the loop forgets to reset the gradients.
         """
-        step = self.step(number, loss_of, is_last=is_last, autocast=autocast)
-        if number == 2 and self.cadence.plan(number, is_last) == IDLE:
-            step = self._read(IDLE, loss_of, autocast, number)
-        with step as watch:
-            if isinstance(watch, Unread):
-                yield watch
-                return
+        plan = self.cadence.plan(number, is_last)
+        if plan == IDLE and number != 2:
+            return nullcontext(self._unread)
+        return self._watch(plan, number, loss_of, num_samples, autocast)
+
+    @contextmanager
+    def _watch(
+        self,
+        plan: Plan,
+        number: int,
+        loss_of: LossOf,
+        num_samples: int,
+        autocast: torch.dtype | None,
+    ) -> Iterator[Watch]:
+        """Enclose a step that is read when the optimizer steps."""
+        with self._read(plan, loss_of, autocast, number) as watch:
 
             def read_gradient(*_: object) -> None:
                 with self._timed():

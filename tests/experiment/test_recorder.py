@@ -6,7 +6,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def classifier(kind: Callable[..., Any] = torch.optim.Adam) -> Parts:
 
 def classify(
     folder: Path, parts: Parts, num_steps: int = 30, stop: int = 0, **options: Any
-) -> Iterator[Recorder]:
+) -> Generator[Recorder, None, None]:
     """A recorded loop that may break off, given to the caller amid each step."""
     inputs, targets = tensors(23)
     model, optimizer, schedule = parts.values()
@@ -386,8 +386,8 @@ def test_findings_are_printed_and_kept(tmp_path: Path, capsys: Any) -> None:
     model, optimizer = parts["generator"], parts["generator_optimizer"]
     for parameter in model.parameters():
         parameter.register_hook(lambda grad: grad / 2)
-    x, options = torch.randn(16, 3), {"num_steps": 3, "log_every": 1}
-    with Recorder(tmp_path / "run", parts, **options) as run:
+    x = torch.randn(16, 3)
+    with Recorder(tmp_path / "run", parts, num_steps=3, log_every=1) as run:
         for _ in run.steps():
             loss_of = lambda: model(x).square().sum(dim=1).mean()  # noqa: E731
             with run.step(model, optimizer, loss_of, name="generator") as step:
@@ -414,6 +414,7 @@ def test_clipping_has_the_bits_of_train_and_is_no_lie(
         optimizer.step()
     options: Any = {"cadence": Cadence(1, 1, 1, 1), "log_every": 1}
     model, optimizer, _ = parts.values()
+    whole = 0.0
     for layer in model:
         layer.eval()  # no dropout, and yet the model is in training mode
     with Recorder(tmp_path / "run", parts, num_steps=4, **options) as run:
@@ -518,8 +519,8 @@ def opened(folder: Path, **others: Any) -> Recorder:
 
 
 def test_a_forgotten_with_is_an_error(tmp_path: Path) -> None:
-    run = opened(tmp_path / "run")
-    for use in (lambda: next(run.steps()), lambda: run.log({"a": 1})):
+    closed = opened(tmp_path / "run")
+    for use in (lambda: next(closed.steps()), lambda: closed.log({"a": 1})):
         with pytest.raises(RuntimeError, match="use it in a `with Recorder"):
             use()
     assert not (tmp_path / "run").exists()
