@@ -152,7 +152,8 @@ class Recorder:
                 it again, without a graph; it draws no new batch, and the random numbers
                 that it draws are the first ones in the block.
             num_samples: In the batch; without it there is no noise scale.
-            name: Stands before the tags, where a loop has several networks.
+            name: Stands before the tags, where a loop has several networks. Give it
+                then: how their losses go is no evidence, as each moves the others.
             autocast: The dtype of the loop's own forward pass, where it is another.
 
         Raises:
@@ -188,8 +189,8 @@ class Recorder:
     def log(self, values: Mapping[str, SupportsFloat]) -> None:
         """Show numbers on the board, at the present step.
 
-        Those under `loss/train` and `loss/test` are looked at for findings, too; of a
-        network with a name, under `<name>/loss/train`.
+        Those under `loss/train` and `loss/test` are looked at for findings, too. Of
+        networks with names they are not: what one of them learns moves the others'.
         """
         self._check_open()
         self._notes.log(values)

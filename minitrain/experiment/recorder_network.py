@@ -19,6 +19,9 @@ from minitrain.instruments.recompute import LossOf
 from minitrain.norms import norms
 from minitrain.system.errors import CheckpointError
 
+OF_LOSS = (tags.TRAIN_LOSS, tags.VALIDATION_LOSS, tags.TEST_LOSS)
+"""What one network among several is not judged by."""
+
 
 class Schedule(NamedTuple):
     """How often a panel reads."""
@@ -102,6 +105,9 @@ class Network:
     def note(self, number: int, values: Mapping[str, float]) -> list[Finding]:
         """Take in the values of a step of the loop, by their tags there.
 
+        A network with a name is one of several, whose losses move each other: how the
+        loss of one of them goes means nothing, and is not looked at.
+
         Returns:
             What is found in them.
         """
@@ -111,7 +117,8 @@ class Network:
         }
         if not own:
             return []
-        found = self.findings.note(number, own)
+        lone = {k: x for k, x in own.items() if not (self.name and k in OF_LOSS)}
+        found = self.findings.note(number, lone)
         if tags.TRUTH_WORST_ERROR in own:
             found += self.findings.check_slopes(number, self.panel.slopes)
         told = (own.get(tag, 0.0) for tag in (tags.TRAIN_LOSS, tags.GLOBAL_GRAD_NORM))

@@ -1,5 +1,6 @@
 """A loop of one's own, recorded: against the same loop bare, and against no kill."""
 
+import functools
 import json
 import math
 import random
@@ -398,6 +399,28 @@ def test_findings_are_printed_and_kept(tmp_path: Path, capsys: Any) -> None:
     assert found["kind"] == "wrong gradient" and found["text"].startswith("generator: ")
     assert "finding: wrong gradient at step 1: generator: " in out
     assert "--" not in found["advice"], "there are no flags here"
+
+
+def rising(model: nn.Module, x: Tensor, number: int) -> Tensor:
+    return model(x).square().mean() + number
+
+
+def test_losses_that_move_each_other_are_no_evidence(tmp_path: Path) -> None:
+    """A loss that rises is a finding, but not of one network among several."""
+    for name, kinds in (("", ["learning rate too large"]), ("generator", [])):
+        model = nn.Linear(3, 2)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        x, parts = torch.randn(8, 3), {"model": model, "optimizer": optimizer}
+        options: Any = {"log_every": 1, "cadence": Cadence(1, 0, 0, 0)}
+        with Recorder(tmp_path / f"run{name}", parts, num_steps=30, **options) as run:
+            for number in run.steps():
+                loss_of = functools.partial(rising, model, x, number)
+                with run.step(model, optimizer, loss_of, name=name) as step:
+                    optimizer.zero_grad()
+                    step.loss().backward()
+                    optimizer.step()
+        found = told(tmp_path / f"run{name}")["findings"]
+        assert [each["kind"] for each in found] == kinds
 
 
 @pytest.mark.parametrize("max_norm", [0.01, 1e6])
