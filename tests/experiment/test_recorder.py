@@ -305,7 +305,7 @@ def losses(parts: Parts) -> dict[str, Callable[[], Tensor]]:
     }
 
 
-def play(folder: Path | None, parts: Parts, stop: int = 40) -> str:
+def play(folder: Path | None, parts: Parts, stop: int = 0, save_every: int = 7) -> str:
     """Train both, the generator at every second step; no gradient is ever reset but
     by its own optimizer."""
 
@@ -323,7 +323,7 @@ def play(folder: Path | None, parts: Parts, stop: int = 40) -> str:
                 if is_due(name, number):
                     update(name, loss_of())
         return mark(parts)
-    options: Any = {"log_every": 1, "save_every": 7, "cadence": CADENCE}
+    options: Any = {"log_every": 1, "save_every": save_every, "cadence": CADENCE}
     with Recorder(folder, parts, num_steps=40, **options) as run:
         for number in run.steps():
             for name, loss_of in losses(parts).items():
@@ -341,7 +341,7 @@ def test_two_networks_have_two_panels_and_leave_no_trace(
     at: int, tmp_path: Path
 ) -> None:
     expected = play(None, gan())
-    assert play(tmp_path / "run", gan(), stop=0) == expected
+    assert play(tmp_path / "run", gan()) == expected
     found = points(tmp_path / "run")
     for name, start in (("discriminator", 1), ("generator", 2)):
         steps = [n for tag, n in found if tag == f"{name}/grad_norm/global"]
@@ -354,8 +354,18 @@ def test_two_networks_have_two_panels_and_leave_no_trace(
     assert withheld["generator/audit/margin"].startswith("Adam does not follow")
     with pytest.raises(KeyError):
         play(tmp_path / "again", gan(), stop=at)
-    assert play(tmp_path / "again", gan(), stop=0) == expected
+    assert play(tmp_path / "again", gan()) == expected
     assert points(tmp_path / "again") == found
+
+
+def test_a_network_without_steps_for_a_while_is_kept(tmp_path: Path) -> None:
+    """Between two starts the generator, whose turn is every second, makes no step."""
+    play(tmp_path / "whole", gan())
+    for stop in (8, 10, 10, 11):  # a step that fails is made again
+        with pytest.raises(KeyError):
+            play(tmp_path / "lives", gan(), stop + 1, save_every=1)
+    play(tmp_path / "lives", gan(), save_every=1)
+    assert points(tmp_path / "lives") == points(tmp_path / "whole")
 
 
 def test_measuring_leaves_all_gradients_as_they_were(tmp_path: Path) -> None:
@@ -387,15 +397,17 @@ def test_findings_are_printed_and_kept(tmp_path: Path, capsys: Any) -> None:
     model, optimizer = parts["generator"], parts["generator_optimizer"]
     for parameter in model.parameters():
         parameter.register_hook(lambda grad: grad / 2)
-    x = torch.randn(16, 3)
-    with Recorder(tmp_path / "run", parts, num_steps=3, log_every=1) as run:
-        for _ in run.steps():
-            loss_of = lambda: model(x).square().sum(dim=1).mean()  # noqa: E731
-            with run.step(model, optimizer, loss_of, name="generator") as step:
-                optimizer.zero_grad()
-                step.loss().backward()
-                optimizer.step()
-    out, (found, *_) = capsys.readouterr().out, told(tmp_path / "run")["findings"]
+    x, cadence = torch.randn(16, 3), Cadence(1, 1, 1, 0)
+    loss_of = lambda: model(x).square().sum(dim=1).mean()  # noqa: E731
+    for num_steps in (3, 6):  # the second start goes on, and finds nothing anew
+        options: Any = {"num_steps": num_steps, "log_every": 1, "cadence": cadence}
+        with Recorder(tmp_path / "run", parts, **options) as run:
+            for _ in run.steps():
+                with run.step(model, optimizer, loss_of, name="generator") as step:
+                    optimizer.zero_grad()
+                    step.loss().backward()
+                    optimizer.step()
+    out, (found,) = capsys.readouterr().out, told(tmp_path / "run")["findings"]
     assert found["kind"] == "wrong gradient" and found["text"].startswith("generator: ")
     assert "finding: wrong gradient at step 1: generator: " in out
     assert "--" not in found["advice"], "there are no flags here"
