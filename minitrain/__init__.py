@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from minitrain.evaluation import evaluate as evaluate
     from minitrain.evaluation import predict as predict
     from minitrain.experiment.data import Data as Data
+    from minitrain.experiment.recorder import Recorder as Recorder
     from minitrain.experiment.runner import load as load
     from minitrain.gradients import check_gradient as check_gradient
     from minitrain.gradients import directional_derivative as directional_derivative
@@ -55,6 +56,7 @@ _HOMES = {
     "Data": "experiment.data",
     "DatasetBatches": "loading",
     "ParameterVector": "vector",
+    "Recorder": "experiment.recorder",
     "SGD": "sgd",
     "Step": "training",
     "check_gradient": "gradients",

@@ -44,15 +44,20 @@ def check_training(
             f"lr = {lr!r}: it is a function of the number of completed updates; a "
             "constant one is the optimizer's own: leave lr out"
         )
-    _check_optimizer(model, optimizer)
+    check_optimizer(model, optimizer)
     check_batches(batches, start)
 
 
-def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    """Make sure that an optimizer updates parameters of a model.
+
+    Raises:
+        ValueError: It updates none, or there are none.
+    """
     own = {*model.parameters()}
     if not own:
         raise ValueError("the model has no parameters: there is nothing to train")
-    if not any(parameter in own for parameter in _parameters_of(optimizer)):
+    if not any(parameter in own for parameter in parameters_of(optimizer)):
         raise ValueError(
             "the optimizer updates no parameter of the model: make it from "
             "model.parameters() or ParameterVector(model), after the model was built "
@@ -60,7 +65,7 @@ def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
         )
 
 
-def _parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
+def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
     """Yield what an optimizer updates; of a vector the parameters that live in it."""
     for group in optimizer.param_groups:
         for param in group["params"]:
@@ -122,12 +127,16 @@ def check_dependence(has_gradient: bool) -> None:
         )
 
 
-def warn_of_evaluation_mode() -> None:
-    """Tell that a whole model was left in evaluation mode."""
+def warn_of_evaluation_mode(stacklevel: int = 4) -> None:
+    """Tell that a whole model was left in evaluation mode.
+
+    Args:
+        stacklevel: How far up the loop is that asks for the steps.
+    """
     warnings.warn(
         "the model is in evaluation mode: dropout and batch normalization do not train "
         "from here on; call model.train() after model.eval()",
-        stacklevel=4,  # the loop that asks for the steps
+        stacklevel=stacklevel,
     )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from minitrain.experiment.reading import parse
 from minitrain.experiment.runner import run
+from minitrain.runs.points import read_curves
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,6 +39,24 @@ def test_the_experiment_in_a_file_trains(
     Path("circle.py").write_text(text, encoding="utf-8")
     summary = run(parse(command.split()))
     assert summary.dataset == "circle" and summary.test_metrics["accuracy"] > 0.95
+
+
+def test_a_loop_of_ones_own_runs_and_goes_on(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (code,) = re.findall(r"## Your own loop\n.*?```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    for _ in range(2):
+        exec(code, {})
+    assert "runs/circle is finished: nothing is left to do" in capsys.readouterr().out
+    curves = read_curves(tmp_path / "runs" / "circle")
+    steps, accuracy = curves["accuracy/train"]
+    assert steps == [100, 200, 300, 400, 500] and min(accuracy[1:]) > 0.85
+    assert curves["loss/train"][0] == [1, *range(10, 501, 10)]
+    assert {"grad_norm/global", "update_norm/global", "lr"} <= curves.keys()
 
 
 def test_the_core_is_a_numbered_list_and_every_room_has_a_row() -> None:

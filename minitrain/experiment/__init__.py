@@ -4,7 +4,8 @@ Start with `builtin`, an experiment like anybody's. `definition` says what its f
 may define, and `source` loads it; `signature` makes settings of its arguments, beside
 those of `settings` that every run has, and `reading` takes their values from the
 command line and from TOML. `build` makes the `parts` of a run from them, `runner`
-trains, and `journal` notes what happens.
+trains, and `journal` notes what happens. `recorder` gives a loop of anybody's own what
+`runner` gives the one of `train`.
 
 This room is the only one below `explain` that knows settings; it imports all wings.
 """

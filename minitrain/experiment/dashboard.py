@@ -46,7 +46,7 @@ def dashboard(
             tell(summary, run.findings.note_failure(error.step, text, batches))
             raise
         finally:
-            board.text(tags.FINDINGS, _markdown(summary))
+            board.text(tags.FINDINGS, as_markdown(summary))
             board.end_hparams(succeeded)
 
 
@@ -70,7 +70,7 @@ def _equation(run: Run) -> str:
     return equation(rule, is_largest_lr=run.config.schedule.name != "constant")
 
 
-def _markdown(summary: Summary) -> str:
+def as_markdown(summary: Summary) -> str:
     """Return the findings as a list, and what no instrument could read."""
     found = [
         f"- **{found['kind']}** at step {found['step']}: {found['text']} "

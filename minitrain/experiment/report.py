@@ -19,10 +19,13 @@ def tell(summary: Summary, found: Sequence[Finding]) -> None:
 
 def tell_withheld(summary: Summary, withheld: Mapping[str, str]) -> None:
     """Take instruments without readings into the summary, and say why, once."""
+    by_reason: dict[str, list[str]] = {}
     for instrument, reason in withheld.items():
         if instrument not in summary.withheld:
             summary.withheld[instrument] = reason
-            say(f"no readings of {instrument}: {reason}")
+            by_reason.setdefault(reason, []).append(instrument)
+    for reason, instruments in by_reason.items():
+        say(f"no readings of {', '.join(instruments)}: {reason}")
 
 
 def progress(step: Step, summary: Summary) -> dict[str, str]:

@@ -156,22 +156,17 @@ def check_summary(summary: dict[str, Any]) -> dict[str, Any]:
     try:
         create_model("SummaryState", __base__=State, **forms).model_validate(summary)
     except ValidationError as error:
-        raise ValueError(_explain(error)) from None
+        raise ValueError(explain(error)) from None
     return summary
 
 
-class RunState(State):
-    """All that the future of a run depends on."""
+class KeptState(State):
+    """What the future of any loop depends on, that of a run or of one's own."""
 
     format: int
     step: int
-    settings: Annotated[str, AfterValidator(_check_settings)]
     summary: Annotated[dict[str, Any], AfterValidator(check_summary)]
     model: dict[str, Any]
-    optimizer: OptimizerState
-    average: dict[str, InstanceOf[Tensor]] | None = None
-    panel: PanelState | None = None
-    findings: FindingsState
     random: dict[str, InstanceOf[Tensor]]
 
     @field_validator("model")
@@ -187,6 +182,16 @@ class RunState(State):
         if self.summary.get("steps") != self.step:
             raise ValueError("the steps of the summary are others")
         return self
+
+
+class RunState(KeptState):
+    """All that the future of a run depends on."""
+
+    settings: Annotated[str, AfterValidator(_check_settings)]
+    optimizer: OptimizerState
+    average: dict[str, InstanceOf[Tensor]] | None = None
+    panel: PanelState | None = None
+    findings: FindingsState
 
 
 class SGDRunState(RunState):
@@ -211,13 +216,13 @@ def check_state(found: Checkpoint, definition: Definition) -> None:
         kind.model_validate(found.state, context=definition)
     except ValidationError as error:
         raise CheckpointError(
-            f"{found.path} is not the state of a run: {_explain(error)}. Nothing was "
+            f"{found.path} is not the state of a run: {explain(error)}. Nothing was "
             "changed; to go on from an earlier checkpoint, move this one to another "
             "folder"
         ) from None
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
     """Say where the first fault is and what, in part of a sentence."""
     first, *others = error.errors(include_url=False, include_input=False)
     place = ".".join(str(key) for key in first["loc"])

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from minitrain import tags
-from minitrain.instruments.observation import Observation, Readings
+from minitrain.instruments.observation import OF_SGD_ALONE, Observation, Readings
 from minitrain.instruments.recompute import BatchLoss
 from minitrain.norms import dot
 
@@ -100,8 +100,7 @@ def largest_stable_lr(
 def read_audit(step: Observation, loss_of: BatchLoss, first_loss: float) -> Readings:
     """Return the readings of the audit of a step, those that are finite.
 
-    The stable limit is that of SGD; optimizers that scale the gradient, as Adam does by
-    its two betas, have another one, of which nothing is said.
+    What a learning rate has to do with the curvature is known of SGD alone.
 
     Args:
         step: The step.
@@ -121,9 +120,11 @@ def read_audit(step: Observation, loss_of: BatchLoss, first_loss: float) -> Read
         nesterov=options.get("nesterov", False),
         resolution=loss_of.resolution(step.loss, first_loss),
     )
-    return {
+    readings = {
         tags.tag(tags.AUDIT, field): value
         for field, value in audit._asdict().items()
         if math.isfinite(value)
-        and not ("betas" in options and field in ("largest_stable_lr", "margin"))
     }
+    if step.parameters.departure_from_sgd():
+        return {k: x for k, x in readings.items() if k not in OF_SGD_ALONE}
+    return readings

@@ -8,12 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minitrain import tags
 from minitrain.instruments.noise import NoiseEstimate
 from minitrain.norms import norm
+from minitrain.sgd import SGD
 from minitrain.vector import Theta
 
 Readings = dict[str, float]
 """Tags and values."""
+
+OF_SGD_ALONE = (
+    tags.MOMENTUM_SHARE,
+    tags.EFFECTIVE_LR,
+    tags.LARGEST_STABLE_LR,
+    tags.AUDIT_MARGIN,
+)
+"""The tags of what SGD's rule defines: steps of others have no such readings."""
 
 
 class Vector(list[Tensor]):
@@ -59,6 +69,18 @@ class Parameters:
         """Return the optimizer's options for each tensor."""
         groups = self._optimizer.param_groups
         return [group for group in groups for _ in group["params"]]
+
+    def departure_from_sgd(self) -> str:
+        """Return why updates are not steps of SGD downhill; empty where they are.
+
+        What is defined by SGD's rule, such as the largest stable learning rate, says
+        nothing of another one's updates.
+        """
+        if not isinstance(self._optimizer, SGD | torch.optim.SGD):
+            return f"{type(self._optimizer).__name__} does not follow the rule of SGD"
+        if any(group.get("maximize") for group in self._optimizer.param_groups):
+            return "the optimizer maximizes"
+        return ""
 
     def names(self) -> list[str]:
         """Return the name of every parameter; one unknown to the model is `?`."""

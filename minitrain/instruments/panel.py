@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,12 @@ from minitrain.instruments.layer_hooks import PerSampleNorms
 from minitrain.instruments.leftover import Leftover
 from minitrain.instruments.memory import Memory
 from minitrain.instruments.noise import NoiseEstimate, noise_estimate, read_noise
-from minitrain.instruments.observation import Observation, Parameters, Vector
+from minitrain.instruments.observation import (
+    OF_SGD_ALONE,
+    Observation,
+    Parameters,
+    Vector,
+)
 from minitrain.instruments.readings import read_look
 from minitrain.instruments.recompute import BatchLoss, LossOf
 from minitrain.instruments.truth import Slope, check_slopes, read_truth
@@ -43,6 +48,8 @@ class Panel:
         model: The model.
         optimizer: Updates its parameters, or some of them.
         cadence: How often each kind reads; the first step is always read.
+        beside: Other models that the loss passes through, such as the discriminator of
+            a generator: computing it again leaves no trace in their buffers either.
     """
 
     def __init__(
@@ -50,6 +57,8 @@ class Panel:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         cadence: Cadence | None = None,
+        *,
+        beside: Sequence[nn.Module] = (),
     ) -> None:
         self.cadence = Cadence() if cadence is None else cadence
         self.seconds = 0.0
@@ -57,13 +66,16 @@ class Panel:
         self.slopes: dict[str, Slope] = {}
         """The last truth test, of the gradient as a whole and of each parameter."""
         self.withheld: dict[str, str] = {}
-        """The instruments that give no reading, and why."""
-        self._model, self._optimizer = model, optimizer
+        """The instruments, or single readings by their tags, that are not given, and
+        why."""
+        self._model, self._optimizer, self._beside = model, optimizer, beside
         self._parameters = Parameters(model, optimizer)
         self._memory = Memory.begin(self._parameters.theta())
         self._sample_norms = PerSampleNorms(model)
         self._leftover = Leftover(model)
         self._unread = Unread(self._pass_over)
+        if departure := self._parameters.departure_from_sgd():
+            self.withheld |= dict.fromkeys(OF_SGD_ALONE, departure)
 
     def step(
         self,
@@ -89,7 +101,6 @@ class Panel:
             return nullcontext(self._unread)
         return self._read(plan, loss_of, autocast, number)
 
-    @contextmanager
     def watch(
         self,
         number: int,
@@ -98,25 +109,35 @@ class Panel:
         num_samples: int = 0,
         is_last: bool = False,
         autocast: torch.dtype | None = None,
-    ) -> Iterator[Watch | Unread]:
+    ) -> AbstractContextManager[Watch | Unread]:
         """Watch a step of anybody's loop, as `step` does.
 
-        The loop tells nothing: the gradient is read when it calls `optimizer.step`.
-        `num_samples` are in the batch; without it there is no noise scale. Of the
-        second step it is always seen whether the loop forgets to reset the gradients.
+        The loop tells nothing but how it clips, if it does, by `watch.note_clipping`:
+        the gradient is read when it calls `optimizer.step`. `num_samples` are in the
+        batch; without it there is no noise scale. Of the second step it is always seen
+        whether the loop forgets to reset the gradients.
         """
-        step = self.step(number, loss_of, is_last=is_last, autocast=autocast)
-        if number == 2 and self.cadence.plan(number, is_last) == IDLE:
-            step = self._read(IDLE, loss_of, autocast, number)
-        with step as watch:
-            if isinstance(watch, Unread):
-                yield watch
-                return
+        plan = self.cadence.plan(number, is_last)
+        if plan == IDLE and number != 2:
+            return nullcontext(self._unread)
+        return self._watch(plan, number, loss_of, num_samples, autocast)
+
+    @contextmanager
+    def _watch(
+        self,
+        plan: Plan,
+        number: int,
+        loss_of: LossOf,
+        num_samples: int,
+        autocast: torch.dtype | None,
+    ) -> Iterator[Watch]:
+        """Enclose a step that is read when the optimizer steps."""
+        with self._read(plan, loss_of, autocast, number) as watch:
 
             def read_gradient(*_: object) -> None:
                 with self._timed():
                     loss = watch.same() if watch.plan.audits else math.nan
-                watch.before_update(loss, num_samples, None)
+                watch.before_update(loss, num_samples, watch.clip_factor)
 
             hook = self._optimizer.register_step_pre_hook(read_gradient)
             try:
@@ -147,7 +168,7 @@ class Panel:
         """
         seconds, memory = self.seconds, self._memory
         step, costs = math.inf, dict.fromkeys(Cadence._fields, math.inf)
-        batch_loss = BatchLoss(self._model, loss_of, autocast)
+        batch_loss = BatchLoss(self._model, loss_of, autocast, self._beside)
         for kind in Cadence._fields * 3:  # the first time is slower
             start, self.seconds = time.perf_counter(), 0.0
             plan = Plan(due=frozenset({kind}))
@@ -161,7 +182,8 @@ class Panel:
         self._optimizer.zero_grad()
         self.seconds, self._memory = seconds, memory
         fitted = fit_cadence(costs, step, budget, unit)
-        return fitted._replace(**dict.fromkeys(self.withheld, 0))
+        never = dict.fromkeys(self.withheld.keys() & fitted._asdict().keys(), 0)
+        return fitted._replace(**never)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what later readings depend on, for a checkpoint."""
@@ -188,9 +210,9 @@ class Panel:
         """Enclose a step that is read, or the one before it; 0 is none of a loop."""
         plan = plan._replace(due=plan.due.difference(self.withheld))
         with self._timed():
-            same = full = BatchLoss(self._model, loss_of, autocast)
+            same = full = BatchLoss(self._model, loss_of, autocast, self._beside)
             if autocast is not None:
-                full = BatchLoss(self._model, loss_of)
+                full = BatchLoss(self._model, loss_of, None, self._beside)
             watch = Watch(plan, same, full, self._observe)
             reads_noise = "noise" in plan.due
             samples = self._sample_norms.watch() if reads_noise else nullcontext()

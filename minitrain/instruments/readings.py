@@ -142,11 +142,12 @@ def read_look(
         tags.GLOBAL_UPDATE_NORM: update.norm,
         tags.GLOBAL_UPDATE_RATIO: update.norm / norm(theta_norms),
         tags.DESCENT_COSINE: -cosine(update, gradient),
-        tags.MOMENTUM_SHARE: momentum_share(update, used, lr),
-        tags.EFFECTIVE_LR: effective_lr(update, used),
         tags.DISTANCE: distance,
         tags.EFFICIENCY: distance / path.length,
     }
+    if not step.parameters.departure_from_sgd():
+        readings[tags.MOMENTUM_SHARE] = momentum_share(update, used, lr)
+        readings[tags.EFFECTIVE_LR] = effective_lr(update, used)
     if any(decay):
         readings[tags.DECAY_SHARE] = decay_share(before, used, decay)
     if previous is not None:

@@ -1,6 +1,6 @@
 """The loss of a step's own batch, computed again and leaving no trace."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -23,12 +23,18 @@ class BatchLoss:
         model: The model, for its buffers.
         loss_of: Computes the loss.
         autocast: The dtype of the forward pass, where it is another.
+        beside: Other models that the loss passes through, for their buffers.
     """
 
     def __init__(
-        self, model: nn.Module, loss_of: LossOf, autocast: torch.dtype | None = None
+        self,
+        model: nn.Module,
+        loss_of: LossOf,
+        autocast: torch.dtype | None = None,
+        beside: Sequence[nn.Module] = (),
     ) -> None:
-        self._model, self._loss_of, self._autocast = model, loss_of, autocast
+        self._models = (model, *beside)
+        self._loss_of, self._autocast = loss_of, autocast
         self._device = next(model.parameters()).device
         self._random = RandomStates(self._device)
         self._start = self._random.state_dict()
@@ -43,7 +49,8 @@ class BatchLoss:
     @contextmanager
     def untouched(self) -> Iterator[None]:
         """Put random states and buffers back, whatever happens to them inside."""
-        buffers = [(b, b.detach().clone()) for b in self._model.buffers()]
+        own = (buffer for model in self._models for buffer in model.buffers())
+        buffers = [(b, b.detach().clone()) for b in own]
         try:
             with self._random.replay(self._start):
                 yield

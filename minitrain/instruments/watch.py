@@ -25,7 +25,13 @@ class Watch:
         """The loss of the batch as the loop computes it, and in full precision."""
         self.observation: Observation | None = None
         """The step, from when its gradient is complete."""
+        self.clip_factor: float | None = None
+        """What the loop multiplied the gradient by, where it told that it clips."""
         self._observe = observe
+
+    def note_clipping(self, factor: float) -> None:
+        """Take in what a loop of one's own multiplied the gradient by."""
+        self.clip_factor = factor
 
     def before_update(
         self, loss: float, num_samples: int, clip_factor: float | None
@@ -41,6 +47,9 @@ class Unread:
 
     def __init__(self, pass_over: Callable[[float | None], None]) -> None:
         self._pass_over = pass_over
+
+    def note_clipping(self, factor: float) -> None:
+        self._pass_over(factor)
 
     def before_update(
         self, loss: float, num_samples: int, clip_factor: float | None

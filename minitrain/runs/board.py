@@ -49,13 +49,20 @@ class Board:
             continued. Later ones are dropped: a step is there once, whatever happened.
         owner: The last part of the names of the run's event files; files of others are
             not touched.
+        keeps_pictures: Whether pictures up to that step are kept as well; otherwise a
+            run that is continued draws its pictures anew, at its end.
 
     Raises:
         OSError: The file cannot be created.
     """
 
     def __init__(
-        self, folder: Path | str, resume_after: int | None = None, owner: str = ""
+        self,
+        folder: Path | str,
+        resume_after: int | None = None,
+        owner: str = "",
+        *,
+        keeps_pictures: bool = False,
     ) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +71,7 @@ class Board:
         if resume_after is None:
             path.touch(exist_ok=False)
         else:
-            path = keep_until(resume_after, folder, path, owner)
+            path = keep_until(resume_after, folder, path, owner, keeps_pictures)
         self._file = EventFile(path)
         self._last_flush = time.monotonic()
         if resume_after is None:

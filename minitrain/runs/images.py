@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -32,9 +33,12 @@ def as_png(picture: Any) -> bytes:
         if pixels.dim() == 3 and pixels.shape[0] not in (1, 3):
             pixels = pixels.permute(2, 0, 1)
         if pixels.dtype == torch.uint8 and pixels.dim() == 3 and len(pixels) in (1, 3):
-            from torchvision.io import encode_png
-
-            return bytes(encode_png(pixels.cpu().contiguous()).numpy())
+            rows = pixels.cpu().permute(1, 2, 0).numpy()
+            buffer = io.BytesIO()
+            Image.fromarray(rows.squeeze(2) if len(pixels) == 1 else rows).save(
+                buffer, "PNG"
+            )
+            return buffer.getvalue()
     raise TypeError(
         f"a picture is {what}: it must be a matplotlib figure, the bytes of a PNG "
         "file, or a uint8 tensor of shape (height, width), (3, height, width) or "

@@ -17,7 +17,9 @@ AT_THE_END = (metadata.SESSION_END_INFO_TAG, f"{FINDINGS}/text_summary")
 """Tags of what is written when a run ends, and anew when it is continued."""
 
 
-def keep_until(step: int, folder: Path, path: Path, owner: str = "") -> Path:
+def keep_until(
+    step: int, folder: Path, path: Path, owner: str = "", keeps_pictures: bool = False
+) -> Path:
     """Keep the events of a run up to a step, and drop all later ones.
 
     One event file that is whole, and no link, goes on: what is dropped becomes blank in
@@ -32,6 +34,7 @@ def keep_until(step: int, folder: Path, path: Path, owner: str = "") -> Path:
         folder: Where the event files are.
         path: The new file, if there is to be one.
         owner: What the names of the run's event files end with.
+        keeps_pictures: Whether pictures up to the step are kept.
 
     Returns:
         The file to go on with.
@@ -45,12 +48,12 @@ def keep_until(step: int, folder: Path, path: Path, owner: str = "") -> Path:
         begins_well = found.records and Event.FromString(found.records[0]).file_version
         is_whole = begins_well and not _count_missing(found, step)
         if is_whole and not only.is_symlink():
-            _drop_in_place(only, found, step)
+            _drop_in_place(only, found, step, keeps_pictures)
             return only
     kept = [(0, first_record())]
     for record in _unique(scans.values()):
         event = Event.FromString(record)
-        if _is_kept(event, step):
+        if _is_kept(event, step, keeps_pictures):
             kept.append((event.step, record))
     with replacing(path) as file:
         for _, record in sorted(kept, key=operator.itemgetter(0)):
@@ -71,13 +74,15 @@ def keep_until(step: int, folder: Path, path: Path, owner: str = "") -> Path:
     return path
 
 
-def _is_kept(event: Any, step: int) -> bool:
+def _is_kept(event: Any, step: int, keeps_pictures: bool) -> bool:
     """Whether a run that goes on after a step keeps an event, or writes it anew.
 
     The end comes anew: how the run ended, and what is told and shown then.
     """
     values = event.summary.value
-    is_end = any(x.tag in AT_THE_END or x.HasField("image") for x in values)
+    is_end = any(x.tag in AT_THE_END for x in values)
+    if not keeps_pictures:
+        is_end = is_end or any(x.HasField("image") for x in values)
     return bool(values) and event.step <= step and not is_end
 
 
@@ -90,11 +95,12 @@ def _count_missing(found: Scan, step: int) -> int:
     return found.num_damaged + (found.num_at_end if found.last < step else 0)
 
 
-def _drop_in_place(path: Path, found: Scan, step: int) -> None:
+def _drop_in_place(path: Path, found: Scan, step: int, keeps_pictures: bool) -> None:
     """Make the events blank that are not kept, without moving any other."""
     with open(path, "r+b") as file:
         for start, record in zip(found.starts[1:], found.records[1:], strict=True):
-            if len(record) >= 6 and not _is_kept(Event.FromString(record), step):
+            event = Event.FromString(record)
+            if len(record) >= 6 and not _is_kept(event, step, keeps_pictures):
                 file.seek(start)
                 file.write(frame_record(blank(len(record))))
         file.truncate(path.stat().st_size - found.num_at_end)

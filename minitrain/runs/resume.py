@@ -72,10 +72,10 @@ def check_resumable(folder: Path | None) -> None:
             f"there is no folder {folder}, so no run to continue. Nothing was done; "
             "give the folder of a run by --run-dir, or begin one without --resume"
         )
-    if folder is None or _has_checkpoints(folder / "checkpoints"):
+    if folder is None or has_checkpoints(folder / "checkpoints"):
         return
     if any(path.name == LOCK for path in there):
-        there = [path for path in there if _tells_of_steps(path)]
+        there = [path for path in there if tells_of_steps(path)]
     if there:
         names = ", ".join(sorted(path.name for path in there)[:5])
         raise RunDirectoryError(
@@ -85,12 +85,12 @@ def check_resumable(folder: Path | None) -> None:
         )
 
 
-def _has_checkpoints(folder: Path) -> bool:
+def has_checkpoints(folder: Path) -> bool:
     """Whether there are any, be they damaged."""
     return bool(checkpoint.find_all(folder)) or any(folder.glob("step-*.corrupt"))
 
 
-def _tells_of_steps(path: Path) -> bool:
+def tells_of_steps(path: Path) -> bool:
     """Whether a file is there only after the first checkpoint of a run."""
     if path.name == "summary.json":
         return (read_summary(path.parent) or {"steps": 0})["steps"] != 0

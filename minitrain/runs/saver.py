@@ -34,6 +34,7 @@ class Saver:
         settings: The settings, as TOML.
         keep: How many of the newest checkpoints are kept.
         last_saved: The step of the checkpoint that the run is continued from.
+        as_flags: Whether advice names flags of the runner, and not arguments.
     """
 
     def __init__(
@@ -45,10 +46,12 @@ class Saver:
         settings: str,
         keep: int,
         last_saved: int | None = None,
+        as_flags: bool = True,
     ) -> None:
         self.folder, self.parts, self.summary = folder, parts, summary
         self.settings, self.keep = settings, keep
         self.num_failures, self.last_saved = 0, last_saved
+        self.as_flags = as_flags
 
     def save(self, must_succeed: bool) -> None:
         """Save the state after `summary.steps` updates, and say so once it is durable.
@@ -63,9 +66,12 @@ class Saver:
         folder, step = self.folder / "checkpoints", self.summary.steps
         state = {name: part.state_dict() for name, part in self.parts.items()}
         if any(not is_finite(value) for value in state["model"].values()):
+            smaller = "--optimizer.lr, or --clip-norm 1"
+            if not self.as_flags:
+                smaller = "learning rate, or clip the gradient to the norm 1"
             raise DivergedError(
                 f"the parameters after step {step} are not finite, and were not saved. "
-                "Try a smaller --optimizer.lr, or --clip-norm 1"
+                f"Try a smaller {smaller}"
             )
         own = fingerprint(state["model"], state["optimizer"])
         self.summary.fingerprints[str(step)] = own
@@ -101,6 +107,8 @@ class Saver:
     def _what_next(self, error: OSError) -> str:
         is_full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
         remedy = "Make room" if is_full else f"See that {self.folder} can be written to"
+        if not self.as_flags:
+            return f"{self.what_is_safe()} {remedy}, and start the program again."
         if self.last_saved is None:
             return f"{self.what_is_safe()} {remedy}, or give another --run-dir."
         again = f"continue with --run-dir {self.folder} --resume"

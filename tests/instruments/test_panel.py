@@ -670,3 +670,46 @@ def test_a_loop_of_ones_own_has_the_noise_where_it_tells_how_many_samples() -> N
             optimizer.step()
         assert ("noise/signal_share" in watch.readings) == bool(told)
         assert panel.withheld == ({} if told else {"noise": "num_samples is not known"})
+
+
+OF_SGD = {
+    "momentum/share",
+    "momentum/effective_lr",
+    "audit/margin",
+    "audit/largest_stable_lr",
+}
+
+
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (lambda p: SGD(p, lr=0.1), ""),
+        (lambda p: torch.optim.SGD(p, lr=0.1), ""),
+        (lambda p: SGD(p, lr=0.1, maximize=True), "the optimizer maximizes"),
+        *(
+            (kind, f"{kind.__name__} does not follow the rule of SGD")
+            for kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
+        ),
+    ],
+)
+def test_what_rests_on_the_rule_of_sgd_is_withheld_of_others(
+    make: Callable[..., torch.optim.Optimizer], reason: str
+) -> None:
+    """By name, and only that: what follows from losses and vectors alone stays."""
+    point = Point(lambda p: (p**2).sum(), 3.0, 4.0)
+    optimizer = make(point.parameters())
+    panel = Panel(point, optimizer, EVERYTHING._replace(noise=0))
+    for number in (1, 2):
+        before = point.theta.detach().clone()
+        with panel.watch(number, point) as watch:
+            optimizer.zero_grad()
+            point().backward()
+            optimizer.step()
+        update = point.theta.detach() - before
+        assert OF_SGD & set(watch.readings) == (set() if reason else OF_SGD)
+        assert watch.readings["audit/curvature"] == pytest.approx(2, rel=1e-9)
+        length = update.norm().item()
+        assert watch.readings["update_norm/global"] == pytest.approx(length, rel=1e-12)
+    assert panel.withheld == (dict.fromkeys(OF_SGD, reason) if reason else {})
+    cadence = panel.fit(point, 1, budget=0.02)
+    assert cadence.look and cadence.audit, "which are read all the same"
