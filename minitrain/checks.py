@@ -57,6 +57,14 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     own = {*model.parameters()}
     if not own:
         raise ValueError("the model has no parameters: there is nothing to train")
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    is_torchs = type(optimizer).__module__.startswith("torch.optim")
+    if is_torchs and any(isinstance(param, Theta) for param in params):
+        raise ValueError(
+            f"{type(optimizer).__name__} cuts a ParameterVector off from its module "
+            "when it resets gradients: give it model.parameters(); a vector is for "
+            "minitrain.SGD"
+        )
     if not any(parameter in own for parameter in parameters_of(optimizer)):
         raise ValueError(
             "the optimizer updates no parameter of the model: make it from "

@@ -73,6 +73,17 @@ def test_the_optimizer_of_another_model(params_of: Callable[[nn.Module], Any]) -
     refused(ValueError, "updates no parameter of the model", optimizer=optimizer)
 
 
+def test_a_vector_for_an_optimizer_of_torch() -> None:
+    """Its zero_grad would replace theta.grad by None, and nothing would be trained."""
+    model = nn.Linear(2, 1)
+    before = model.weight.detach().clone()
+    optimizer = torch.optim.Adam(ParameterVector(model))
+    batches, loss_fn = [(torch.ones(1, 2), torch.ones(1, 1))], nn.functional.mse_loss
+    with pytest.raises(ValueError, match=r"Adam cuts .* give it model.parameters\(\)"):
+        next(iter(train(model, optimizer, batches, loss_fn)))
+    assert torch.equal(model.weight, before)
+
+
 def test_a_model_without_parameters() -> None:
     refused(ValueError, "the model has no parameters", model=nn.Identity())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
@@ -99,6 +100,30 @@ def test_everything_about_a_training_is_one_run(tmp_path: Path) -> None:
     assert start.hparams["model"].string_value == "mlp"
     end = plugin(metadata.SESSION_END_INFO_TAG).session_end_info
     assert end.status == 2  # api_pb2.STATUS_FAILURE
+
+
+def test_figures_and_tensors_are_pictures_and_a_folder_may_be_a_string(tmp_path):
+    """Anything else is refused with what it is, and leaves no event."""
+    figure, pixels = Figure((2, 1)), torch.zeros(4, 6, dtype=torch.uint8)
+    with Board(str(tmp_path)) as board:
+        board.image("figure", figure, 1)
+        board.image("gray", pixels, 1)
+        board.image("color", pixels.expand(3, 4, 6), 1)
+        board.image("rows", pixels.unsqueeze(-1).expand(4, 6, 3), 1)
+        for wrong in (3, pixels.float(), b"no picture", pixels.expand(2, 4, 6)):
+            with pytest.raises(TypeError, match=r"a picture is .*: it must be"):
+                board.image("wrong", wrong, 1)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    sizes = {}
+    for tag in events.Tags()["images"]:
+        (image,) = events.Images(tag)
+        sizes[tag] = (image.width, image.height)
+    assert sizes == {
+        "figure": (240, 120),
+        "gray": (6, 4),
+        "color": (6, 4),
+        "rows": (6, 4),
+    }
 
 
 def test_two_boards_in_one_folder_never_share_a_file(tmp_path: Path) -> None:
