@@ -38,6 +38,8 @@ def find(experiment: str) -> Path:
 def shipped() -> dict[str, Path]:
     """Return the files of all experiments that come with minitrain, by name.
 
+    A Python file is one where it defines `data`; a program of its own is none.
+
     Raises:
         SettingsError: Two of them have one name.
     """
@@ -45,7 +47,8 @@ def shipped() -> dict[str, Path]:
     installed, cloned = package / "experiments", package.parent / "experiments"
     folder = installed if installed.is_dir() else cloned
     named: dict[str, Path] = {}
-    for path in sorted([*folder.glob("*.toml"), *folder.glob("*.py")]):
+    files = [path for path in folder.glob("*.py") if "\ndef data(" in path.read_text()]
+    for path in sorted([*folder.glob("*.toml"), *files]):
         if path.stem in named:
             raise SettingsError(
                 f"{named[path.stem]} and {path.name} have one name: rename one of them"
