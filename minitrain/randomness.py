@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+Kept = tuple[Tensor, Any, Any, Tensor | None]
+"""States of torch, `random`, numpy and a device, as each has them; None: unknown."""
+
 
 class RandomStates:
     """The generators of the CPU and, where a device is another one, that device's.
@@ -35,44 +38,61 @@ class RandomStates:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the states by type of device, and by the name of the module."""
-        _, numbers, gauss = random.getstate()
-        states = {"cpu": torch.get_rng_state(), "random": _pack(numbers, gauss)}
-        if (numpy := sys.modules.get("numpy")) is not None:
-            _, key, place, has_gauss, gauss = numpy.random.get_state()
+        of_torch, (_, numbers, gauss), of_numpy, own = self.keep()
+        states = {"cpu": of_torch, "random": _pack(numbers, gauss)}
+        if of_numpy is not None:
+            _, key, place, has_gauss, gauss = of_numpy
             states["numpy"] = _pack(
                 (*key.tolist(), place), gauss if has_gauss else None
             )
-        if self._generators is not None:
-            state = self._generators.get_rng_state(*self._which)
-            states[self._device.type] = state
+        if own is not None:
+            states[self._device.type] = own
         return states
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put them back; a generator whose state was not kept goes on as it is."""
-        torch.set_rng_state(state_dict["cpu"])
+        of_python = of_numpy = None
         if "random" in state_dict:
             numbers, gauss = _unpack(state_dict["random"])
-            random.setstate((3, tuple(numbers), gauss))
+            of_python = (3, tuple(numbers), gauss)
         if "numpy" in state_dict:
+            (*key, place), gauss = _unpack(state_dict["numpy"])
+            is_kept = int(gauss is not None)
+            of_numpy = ("MT19937", key, place, is_kept, gauss or 0.0)
+        own = state_dict.get(self._device.type) if self._generators else None
+        self.put_back((state_dict["cpu"], of_python, of_numpy, own))
+
+    def keep(self) -> Kept:
+        """Return the states as the modules have them, at a third of the cost."""
+        numpy = sys.modules.get("numpy")
+        of_numpy = None if numpy is None else numpy.random.get_state()
+        own = None
+        if self._generators is not None:
+            own = self._generators.get_rng_state(*self._which)
+        return torch.get_rng_state(), random.getstate(), of_numpy, own
+
+    def put_back(self, kept: Kept) -> None:
+        """Put back what `keep` returned."""
+        of_torch, of_python, of_numpy, own = kept
+        torch.set_rng_state(of_torch)
+        if of_python is not None:
+            random.setstate(of_python)
+        if of_numpy is not None:
             import numpy
 
-            (*key, place), gauss = _unpack(state_dict["numpy"])
-            words, is_kept = numpy.array(key, numpy.uint32), int(gauss is not None)
-            state = ("MT19937", words, place, is_kept, gauss or 0.0)
-            numpy.random.set_state(state)
-        if self._generators is not None and self._device.type in state_dict:
-            state = state_dict[self._device.type]
-            self._generators.set_rng_state(state, *self._which)
+            numpy.random.set_state(of_numpy)
+        if own is not None and self._generators is not None:
+            self._generators.set_rng_state(own, *self._which)
 
     @contextmanager
-    def replay(self, state_dict: dict[str, Any]) -> Iterator[None]:
+    def replay(self, kept: Kept) -> Iterator[None]:
         """Draw the numbers that followed on a state again, and then go on as before."""
-        now = self.state_dict()
+        now = self.keep()
         try:
-            self.load_state_dict(state_dict)
+            self.put_back(kept)
             yield
         finally:
-            self.load_state_dict(now)
+            self.put_back(now)
 
 
 def _pack(numbers: tuple[int, ...], gauss: float | None) -> Tensor:
@@ -99,7 +119,7 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     buffers = [(buffer, buffer.detach().clone()) for buffer in filled]
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with states.replay(states.state_dict()):
+        with states.replay(states.keep()):
             yield
     finally:
         for module, mode in modes:

@@ -19,7 +19,7 @@ from minitrain.instruments.per_sample_layers import (
     trainable_parameters,
     versions_of,
 )
-from minitrain.randomness import RandomStates
+from minitrain.randomness import Kept, RandomStates
 
 
 class PerSampleNorms:
@@ -161,8 +161,8 @@ class _LayerWatcher:
         self._obstacle: str | None = None
         self._inputs: tuple[Any, ...] | None = None
         self._versions: list[int] = []
-        self._random: dict[str, Tensor] | None = None
-        self._random_before: dict[str, Tensor] | None = None
+        self._random: Kept | None = None
+        self._random_before: Kept | None = None
         self._delta: Tensor | None = None
         self._parts: list[Part] | None = None
         self._grads: dict[str, Tensor] = {}
@@ -213,7 +213,7 @@ class _LayerWatcher:
     def _on_start(self, *_: object) -> None:
         device = next(iter(self._trainable.values())).device
         try:
-            self._random_before = RandomStates(device).state_dict()
+            self._random_before = RandomStates(device).keep()
         except Exception as error:
             self._stop(error)
 

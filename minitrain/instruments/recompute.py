@@ -37,7 +37,7 @@ class BatchLoss:
         self._loss_of, self._autocast = loss_of, autocast
         self._device = next(model.parameters()).device
         self._random = RandomStates(self._device)
-        self._start = self._random.state_dict()
+        self._start = self._random.keep()
         self._rounding = 0.0
 
     @torch.no_grad()
