@@ -31,7 +31,7 @@ from minitrain.instruments.guessing import loss_of_guessing
 from minitrain.instruments.panel import Panel
 from minitrain.loading import DatasetBatches
 from minitrain.metrics import accuracy
-from minitrain.samples import part
+from minitrain.samples import move, part
 from minitrain.sgd import SGD
 from minitrain.system.errors import DataError, MinitrainError, SettingsError
 from minitrain.vector import ParameterVector
@@ -235,9 +235,10 @@ def _findings(
     config: Config, batches: Batches | DatasetBatches, outputs: Any, loss_fn: Loss
 ) -> Findings:
     """Return what looks at the readings of the run, and knows what guessing gives."""
-    _, targets = batches.first(NUM_TARGETS)
     if isinstance(batches, Batches):
         targets = batches.targets
+    else:  # made here, where the outputs may not be
+        _, targets = move(batches.first(NUM_TARGETS), find_device(config.device))
     has_classes = bool(accuracy(outputs, part(targets, 0, 2)))
     return Findings(
         num_steps=count_steps(config, batches),
