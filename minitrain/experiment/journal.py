@@ -98,13 +98,14 @@ class Journal:
             The evaluation of the averaged weights where there are any, else of theta.
         """
         run, summary = self.run, self.summary
-        found = evaluate(run.model, batches, run.loss_fn, run.metrics)
+        of_parts = (batches, run.loss_fn, run.metrics, run.shards)
+        found = evaluate(run.model, *of_parts)
         values = evaluation_scalars(found, part)
         if part == "test":
             summary.note_test(found)
         if run.average is not None:
             with run.average.in_place():
-                averaged = evaluate(run.model, batches, run.loss_fn, run.metrics)
+                averaged = evaluate(run.model, *of_parts)
             values |= evaluation_scalars(averaged, f"{part}_average")
             summary.average_metrics = {"loss": averaged.loss, **averaged.metrics}
             found = averaged
@@ -114,12 +115,14 @@ class Journal:
 
     def draw_epoch(self, step: Step) -> None:
         """Show the pictures after an epoch, where they are due."""
-        every = self.run.config.log.pictures
-        if every and step.epoch % every == 0:
+        every, is_first = self.run.config.log.pictures, self.run.group.rank == 0
+        if is_first and every and step.epoch % every == 0:
             self.draw()
 
     def conclude(self) -> None:
         """Look at what the trained model confuses, and show all pictures."""
+        if self.run.group.rank:
+            return  # nobody would see them
         counts, step = confusion_of(self.run), self.summary.steps
         if counts is not None:
             tell(self.summary, self.run.findings.check_confusion(step, counts))
@@ -140,6 +143,8 @@ class Journal:
     def _epoch_readings(self) -> dict[str, float]:
         """Measure what is measured at the end of an epoch, besides the test."""
         run, readings = self.run, dict[str, float]()
+        if run.group.rank:
+            return readings
         if run.panel is not None:
             readings[tags.PANEL_COST] = run.panel.seconds / self.summary.train_seconds
         if run.config.instruments.sharpness:
