@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -117,3 +118,11 @@ def end_workers(iterator: Any) -> None:
     shut_down = getattr(iterator, "_shutdown_workers", None)
     if shut_down is not None:
         shut_down()
+
+
+def set_collectives_timeout(timeout: timedelta) -> None:
+    """Set how long a collective of the default group may take; public from 2.14 on."""
+    from torch.distributed import distributed_c10d as c10d
+
+    name = "set_timeout" if hasattr(c10d, "set_timeout") else "_set_pg_timeout"
+    getattr(c10d, name)(timeout, None)

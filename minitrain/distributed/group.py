@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
+from minitrain._torch import set_collectives_timeout
 from minitrain.distributed.launch import Launch
 from minitrain.distributed.messages import pack, unpack
-from minitrain.distributed.pulse import Pulse
+from minitrain.distributed.pulse import LATENESS, Pulse
 from minitrain.shards import Alone
 from minitrain.system.errors import GroupError, MinitrainError, SettingsError
 
@@ -104,7 +105,7 @@ class Group:
         except GroupError:
             raise
         except RuntimeError as error:  # a connection was closed
-            raise self._find_lost(error) from None
+            raise find_lost(self._pulse, error) from None
         return of_all
 
     def _wait(self, work: Any) -> None:
@@ -124,15 +125,6 @@ class Group:
                     f"rank {silent[0]} of {self.world_size} hangs: it gives no sign of "
                     f"life for {self._patience:.0f} seconds"
                 )
-
-    def _find_lost(self, error: RuntimeError) -> GroupError:
-        """Return the error that names who has left."""
-        for _ in range(40):
-            if lost := self._pulse.lost():
-                what = f"ended by itself: {lost.word}" if lost.word else "has died"
-                return GroupError(f"rank {lost.rank} of {self.world_size} {what}")
-            time.sleep(0.1)
-        return GroupError(f"the connection to the other ranks is lost: {error}")
 
     def share(self, own: T) -> T:
         """Return the object of rank 0; that of others is not looked at."""
@@ -172,6 +164,16 @@ class Group:
                         f"{theirs.get(key)} on rank {rank}. All must run the same "
                         "experiment, with the same settings, data and versions"
                     )
+
+
+def find_lost(pulse: Pulse, error: RuntimeError) -> GroupError:
+    """Return the error that names who has left, where a connection was closed."""
+    for _ in range(40):
+        if lost := pulse.lost():
+            what = f"ended by itself: {lost.word}" if lost.word else "has died"
+            return GroupError(f"rank {lost.rank} of {pulse.world_size} {what}")
+        time.sleep(0.1)
+    return GroupError(f"the connection to the other ranks is lost: {error}")
 
 
 class Single(Alone):
@@ -224,13 +226,17 @@ def joined(
     # Two processes on one GPU cannot be connected by NCCL.
     on_device = device.type == "cuda" and has_device_each(launch)
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_device else "gloo",
-            store=pulse.store,
-            rank=launch.rank,
-            world_size=launch.world_size,
-            timeout=LIMIT,
-        )
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_device else "gloo",
+                store=pulse.store,
+                rank=launch.rank,
+                world_size=launch.world_size,
+                timeout=timedelta(seconds=LATENESS),
+            )
+            set_collectives_timeout(LIMIT)
+        except RuntimeError as error:
+            raise find_lost(pulse, error) from None
         yield Group(launch, pulse, store, signal, on_device)
         dist.destroy_process_group()
     except GroupError:

@@ -16,8 +16,13 @@ from torch.distributed import (
     Store,  # pyright: ignore[reportPrivateImportUsage]
 )
 
+from minitrain.system.errors import GroupError
+
 PERIOD = 0.25
 """Seconds between two beats."""
+
+LATENESS = 60.0
+"""Seconds after which a process that has not come is given up."""
 
 TOKEN = "minitrain group"
 """Where the present group says what its keys begin with."""
@@ -38,11 +43,16 @@ class Pulse:
         store: Where they are counted; it may hold those of groups that are no more.
         rank: Of this process.
         world_size: How many there are.
+
+    Raises:
+        GroupError: One of them has not come in time.
     """
 
     def __init__(self, store: Store, rank: int, world_size: int) -> None:
-        self._rank, self._others = rank, [r for r in range(world_size) if r != rank]
-        token = secrets.token_hex(8) if rank == 0 else _living(store)
+        self.world_size, self._rank = world_size, rank
+        self._others = [other for other in range(world_size) if other != rank]
+        deadline = time.monotonic() + LATENESS
+        token = secrets.token_hex(8) if rank == 0 else _living(store, deadline)
         self.store = PrefixStore(token, store)
         """Of this group alone."""
         self._seen: dict[int, tuple[bytes, float]] = {}
@@ -52,6 +62,9 @@ class Pulse:
         self._thread.start()
         if rank == 0:
             store.set(TOKEN, token)
+        for other in self._others:
+            while not self.store.check([f"beat {other}"]):
+                _wait(f"rank {other}", deadline)
 
     def _beat(self) -> None:
         store, number = self.store.clone(), 0
@@ -97,15 +110,28 @@ class Pulse:
         return self.store.check([f"word {rank}"])
 
 
-def _living(store: Store) -> str:
+def _living(store: Store, deadline: float) -> str:
     """Return the token of the group whose process 0 is alive.
 
     After a restart the store still has that of the group before, for a while.
     """
     while True:
+        while not store.check([TOKEN]):
+            _wait("rank 0", deadline)
         token = store.get(TOKEN).decode()
         key = f"{token}/beat 0"
         before = store.get(key)
-        time.sleep(1.5 * PERIOD)
+        _wait("rank 0", deadline)
         if store.get(key) != before:
             return token
+
+
+def _wait(who: str, deadline: float) -> None:
+    """Wait a little longer than a beat.
+
+    Raises:
+        GroupError: The time is over.
+    """
+    if time.monotonic() > deadline:
+        raise GroupError(f"{who} has not come within {LATENESS:.0f} seconds")
+    time.sleep(1.5 * PERIOD)

@@ -3,20 +3,21 @@
 import multiprocessing
 import os
 import signal
-import socket
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 FORK = multiprocessing.get_context("fork")
 LIMIT = 100
 """Seconds after which a group that does not answer is given up."""
 
 LIMIT_OF_OTHERS = 10
-"""Seconds after the answer of one process that the next may take for its own."""
+"""Seconds that the others may take to end where one has failed."""
 
 
 def in_group(world_size: int, work: Callable[[int], Any]) -> list[Any]:
@@ -24,15 +25,14 @@ def in_group(world_size: int, work: Callable[[int], Any]) -> list[Any]:
 
     Of one that raises it is the error, and of one that was killed or stopped None.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes, ends = [], []
     for rank in range(world_size):
         ours, theirs = FORK.Pipe(duplex=False)
         numbers = {"RANK": rank, "WORLD_SIZE": world_size}
         local = {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size}
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+        place |= {"TORCHELASTIC_USE_AGENT_STORE": True}  # this process has it
         environment = {k: str(v) for k, v in (numbers | local | place).items()}
         args = (theirs, environment, work, rank)
         process = FORK.Process(target=_run, args=args)
@@ -40,14 +40,24 @@ def in_group(world_size: int, work: Callable[[int], Any]) -> list[Any]:
         theirs.close()
         processes.append(process)
         ends.append(ours)
-    limits = [LIMIT] + [LIMIT_OF_OTHERS] * (world_size - 1)
-    results = [*map(_receive, ends, limits)]
-    for process in processes:
-        process.join(1)
-        if process.is_alive():
+    try:
+        _tend(processes, ends)
+        return [*map(_receive, ends)]
+    finally:
+        for process in processes:
             process.kill()
             process.join()
-    return results
+
+
+def _tend(processes: list[Any], ends: list[Connection]) -> None:
+    """Wait for all, as torchrun does: where one fails, the others are asked to end."""
+    deadline, is_ending = time.monotonic() + LIMIT, False
+    while time.monotonic() < deadline and not all(end.poll() for end in ends):
+        if not is_ending and any(process.exitcode for process in processes):
+            is_ending, deadline = True, time.monotonic() + LIMIT_OF_OTHERS
+            for process in processes:
+                process.terminate()
+        time.sleep(0.02)
 
 
 def _run(
@@ -59,14 +69,16 @@ def _run(
         signal.signal(number, signal.SIG_DFL)
     try:
         end.send(work(rank))
+        code = 0
     except BaseException as error:
         traceback.print_exc()
         end.send(error)
-    os._exit(0)  # what pytest would do at its end is not this process's to do
+        code = 1
+    os._exit(code)  # what pytest would do at its end is not this process's to do
 
 
-def _receive(end: Connection, limit: float) -> Any:
+def _receive(end: Connection) -> Any:
     try:
-        return end.recv() if end.poll(limit) else None
+        return end.recv() if end.poll() else None
     except EOFError:
         return None
