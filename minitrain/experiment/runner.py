@@ -12,6 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from minitrain.experiment import source
+from minitrain.experiment.blame import blaming
 from minitrain.experiment.build import build, build_model
 from minitrain.experiment.dashboard import dashboard
 from minitrain.experiment.journal import Journal
@@ -42,7 +43,7 @@ from minitrain.system.files import replacing
 from minitrain.system.memory import enough_memory
 from minitrain.system.signals import Stop
 from minitrain.system.terminal import say
-from minitrain.training import NotFiniteError, Step
+from minitrain.training import Step
 
 
 @enough_memory(
@@ -71,8 +72,9 @@ def run(
     check = check_resumable if config.resume else check_unused
     check(config.run_dir)
     built = build(config)  # before there is a folder: what cannot be built leaves none
+    is_new = config.run_dir is None or not config.run_dir.exists()
     folder = create_folder(config.run_dir, built.name)
-    with occupying(folder):
+    with occupying(folder, is_new=is_new):
         check(folder)  # now that nobody else writes to it
         clear(folder)
         start, summary = None, built.new_summary()
@@ -83,9 +85,10 @@ def run(
             if finished is not None and start == finished.steps and is_whole:
                 say(f"{folder} is finished: nothing is left to do")
                 return finished
-        built = with_cadence(built)
-        with stop, recording(summary, folder, started, built.fingerprint):
-            _train(built, folder, start, summary, stop)
+        with blaming(built.definition, summary):
+            built = with_cadence(built)
+            with stop, recording(summary, folder, started, built.fingerprint):
+                _train(built, folder, start, summary, stop)
     say(result(summary, folder))
     return summary
 
@@ -232,7 +235,7 @@ def _naming(saver: Saver) -> Iterator[None]:
     """Add to an error in the midst of training what of the run is safe."""
     try:
         yield
-    except NotFiniteError as error:
+    except Exception as error:
         error.add_note(saver.what_is_safe())
         raise
 
@@ -271,6 +274,8 @@ def load(run_dir: Path | str, *, trust_code: bool = False) -> nn.Module:
         CheckpointError: The run has no intact checkpoint.
         SettingsError: The run has a source, and it is not trusted.
     """
+    if not Path(run_dir).is_dir():
+        raise CheckpointError(f"there is no folder {run_dir}, so no run to load")
     folder = Path(run_dir) / "checkpoints"
     found, _ = checkpoint.find_newest(folder)
     if found is None:
