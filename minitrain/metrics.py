@@ -1,5 +1,6 @@
 """What is measured of predictions besides the loss: one number for each sample."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,3 +84,28 @@ def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
     pairs = targets * num_classes + logits.argmax(dim=1)
     counts = torch.bincount(pairs, minlength=num_classes**2)
     return counts.view(num_classes, num_classes)
+
+
+def losses_by_class(
+    loss_fn: Callable[[Any, Any], Tensor], logits: Tensor, targets: Tensor
+) -> Tensor:
+    """Return the mean loss over the samples of each class; NaN where there are none.
+
+    >>> logits = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 50.0]])
+    >>> loss_fn = torch.nn.functional.cross_entropy
+    >>> losses_by_class(loss_fn, logits, torch.tensor([0, 0, 1]))
+    tensor([0.6931, 0.0000], dtype=torch.float64)
+
+    Args:
+        loss_fn: `loss_fn(outputs, targets)` is the mean loss over samples.
+        logits: Shape (N, classes).
+        targets: Class numbers, shape (N,).
+
+    Returns:
+        Shape (classes,), as 64-bit floats.
+    """
+    losses = logits.new_full((logits.shape[1],), math.nan, dtype=torch.float64)
+    for number in targets.unique().tolist():
+        chosen = targets == number
+        losses[number] = loss_fn(logits[chosen], targets[chosen]).double()
+    return losses

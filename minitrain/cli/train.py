@@ -57,15 +57,20 @@ def train(
         MinitrainError: As `minitrain.experiment.run` does.
     """
     from minitrain.experiment.runner import run  # with torch: now all is checked
+    from minitrain.instruments.bad_samples import describe_bad_samples
     from minitrain.training import NotFiniteError
 
     try:
         run(config, started=started, stop=stop)
     except NotFiniteError as error:
+        advice = (
+            "A smaller learning rate, clipping (--clip-norm 1) or a warm-up "
+            "(--schedule.warmup 500) may help."
+        )
+        if bad := describe_bad_samples(error.batches):
+            advice = f"The cause is in the data: {bad}. Remove or repair such samples."
         raise DivergedError(
             f"{error}.\nThe update was not made: the parameters are those after "
-            f"step {error.step - 1}. {' '.join(error.__notes__)}\nA smaller learning "
-            "rate, clipping (--clip-norm 1) or a warm-up (--schedule.warmup 500) may "
-            "help."
+            f"step {error.step - 1}. {' '.join(error.__notes__)}\n{advice}"
         ) from error
     return 0

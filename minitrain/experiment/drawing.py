@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from minitrain.batches import Batches
@@ -10,7 +11,7 @@ from minitrain.evaluation import predict
 from minitrain.experiment.data import Data
 from minitrain.experiment.definition import Definition
 from minitrain.experiment.parts import Run
-from minitrain.metrics import accuracy, confusion_matrix
+from minitrain.metrics import accuracy, confusion_matrix, losses_by_class
 from minitrain.samples import move
 
 CONFUSION = "confusion/test"
@@ -59,8 +60,13 @@ def drawn_by(definition: Definition, model: nn.Module, data: Data) -> dict[str, 
     return {k if "/" in k else f"{PICTURES}/{k}": x for k, x in drawn.items()}
 
 
-def confusion_of(run: Run) -> Tensor | None:
-    """Return how often each class was taken for each in the test, if there are few."""
+@torch.no_grad()
+def results_by_class(run: Run) -> tuple[Tensor, Tensor] | None:
+    """Return what each class was taken for in the test, and its loss, if they are few.
+
+    Returns:
+        The confusion matrix, and the mean loss of each class.
+    """
     batches = run.test_batches
     if not isinstance(batches, Batches) or not _has_classes(batches.targets):
         return None
@@ -68,7 +74,8 @@ def confusion_of(run: Run) -> Tensor | None:
     targets = move(batches.targets, run.device)
     if not accuracy(logits, targets) or logits.shape[1] > MAX_CLASSES:
         return None
-    return confusion_matrix(logits, targets)
+    losses = losses_by_class(run.loss_fn, logits, targets)
+    return confusion_matrix(logits, targets), losses
 
 
 def _has_classes(targets: Any) -> bool:

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from minitrain import tags
 from minitrain.batches import Batches
 from minitrain.evaluation import Evaluation, evaluate, evaluating
-from minitrain.experiment.drawing import confusion_of, draw_all
+from minitrain.experiment.drawing import draw_all, results_by_class
 from minitrain.experiment.parts import Run
 from minitrain.experiment.report import (
     EpochLine,
@@ -123,10 +123,11 @@ class Journal:
         """Look at what the trained model confuses, and show all pictures."""
         if self.run.group.rank:
             return  # nobody would see them
-        counts, step = confusion_of(self.run), self.summary.steps
-        if counts is not None:
-            tell(self.summary, self.run.findings.check_confusion(step, counts))
-        self.draw(counts)
+        results = results_by_class(self.run)
+        if results is not None:
+            found = self.run.findings.check_confusion(self.summary.steps, *results)
+            tell(self.summary, found)
+        self.draw(results and results[0])
 
     def draw(self, counts: Tensor | None = None) -> None:
         """Show the pictures of the model; drawing leaves no trace in the run."""

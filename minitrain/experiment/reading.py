@@ -36,6 +36,7 @@ def parse(arguments: Sequence[str], program: str = "train") -> Config:
         SettingsError: A setting is bad; the message has its key, value and rule.
     """
     words = _read_words(arguments)
+    _check_place(arguments)
     named = find(arguments[0]) if arguments and arguments[0][:1] != "-" else None
     folder = words.get("--run-dir") if "--resume" in words else None
     if named is not None and named.suffix != ".py":
@@ -48,6 +49,22 @@ def parse(arguments: Sequence[str], program: str = "train") -> Config:
             kept = read_run(Path(folder), definition, trust_code=trusted)
         defaults = kept or (definition or builtin()).config()
     return _command_line(arguments[named is not None :], defaults, program)
+
+
+def _check_place(arguments: Sequence[str]) -> None:
+    """Make sure that no experiment's file stands behind the flags.
+
+    Raises:
+        SettingsError: One does.
+    """
+    for before, word in itertools.pairwise(arguments):
+        is_value = before.startswith("--") and "=" not in before
+        is_value = is_value and before.removeprefix("--") not in MANNER - {"run-dir"}
+        if not is_value and Path(word).suffix in (".py", ".toml") and word[0] != "-":
+            raise SettingsError(
+                f"Unrecognized options: {word}. An experiment comes first on the "
+                "command line, before all settings, and there is one at most"
+            )
 
 
 def _read_words(arguments: Sequence[str]) -> dict[str, str]:

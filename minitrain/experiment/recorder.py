@@ -265,7 +265,8 @@ class Recorder:
                     f"the step {step.network.name!r} was made and never entered: write "
                     "`with run.step(...) as step:` around its statements"
                 )
-            values |= step.network.tagged(step.values())
+            if own := step.values():
+                values |= step.network.tagged(own)
         summary.steps = self.number
         is_last = self.number == self.num_steps
         is_due = is_last or self.number % self._save_every == 0

@@ -48,8 +48,9 @@ def opened(
     """
     started, summary = time.perf_counter(), notes.summary
     check_folder(folder, may_resume)
+    is_new = not folder.exists()
     create_folder(folder, "")
-    with occupying(folder):
+    with occupying(folder, is_new=is_new):
         check_folder(folder, may_resume)  # now that nobody else writes to it
         resume.clear(folder)
         found = _find_loop(folder)

@@ -52,7 +52,8 @@ class Step:
         It is `loss_of()` and no more: a loop may as well compute its loss by itself.
         """
         loss = self.loss_of()
-        self._loss = loss.detach()
+        if self._is_logged:
+            self._loss = loss.detach()
         return loss
 
     def clip(self, max_norm: float) -> float:
@@ -78,8 +79,10 @@ class Step:
 
     def values(self) -> dict[str, float]:
         """Return the tags and values of the step, where it is logged or was read."""
+        if not (self._is_logged or self.readings):
+            return {}
         values: dict[str, float] = {}
-        if self._loss is not None and self._is_logged:
+        if self._loss is not None:
             values[tags.TRAIN_LOSS] = self._loss.item()
         if self._lr is not None and self._norms is not None:
             total, *each = torch.cat(

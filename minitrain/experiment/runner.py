@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from minitrain.distributed.group import Group, Single, joined
 from minitrain.distributed.launch import Launch
 from minitrain.experiment import source
+from minitrain.experiment.blame import blaming
 from minitrain.experiment.build import build, build_model
 from minitrain.experiment.dashboard import dashboard
 from minitrain.experiment.journal import Journal
@@ -51,7 +52,7 @@ from minitrain.system.files import replacing
 from minitrain.system.memory import enough_memory
 from minitrain.system.signals import Stop
 from minitrain.system.terminal import say
-from minitrain.training import NotFiniteError, Step
+from minitrain.training import Step
 
 
 @enough_memory(
@@ -96,8 +97,9 @@ def _run(config: Config, started: float, stop: Stop, group: Group | Single) -> S
     with ExitStack() as stack:
         folder = Path()
         if is_first:
+            is_new = config.run_dir is None or not config.run_dir.exists()
             folder = create_folder(config.run_dir, built.name)
-            stack.enter_context(occupying(folder))
+            stack.enter_context(occupying(folder, is_new=is_new))
             check(folder)  # now that nobody else writes to it
             clear(folder)
         folder = group.share(folder)
@@ -111,6 +113,7 @@ def _run(config: Config, started: float, stop: Stop, group: Group | Single) -> S
             if finished is not None and start == finished.steps and is_whole:
                 say(f"{folder} is finished: nothing is left to do")
                 return finished
+        stack.enter_context(blaming(built.definition, summary))
         built = with_cadence(built)
         built.check_agreement(start or 0)
         ended = nullcontext()
@@ -278,15 +281,15 @@ def _naming(saver: Any, folder: Path) -> Iterator[None]:
     """Add to an error in the midst of training what of the run is safe."""
     try:
         yield
-    except NotFiniteError as error:
-        error.add_note(saver.what_is_safe() or "")
-        raise
     except GroupError as error:
         raise GroupError(
             f"{error}. Every checkpoint that was told to be saved is safe: continue "
             f"with --run-dir {folder} --resume, on any number of processes that "
             "divides --shards, or have torchrun do it by itself, with --max-restarts 3"
         ) from None
+    except Exception as error:
+        error.add_note(saver.what_is_safe() or "")
+        raise
 
 
 def _check_loss(part: str, loss: float | None, summary: Summary) -> None:
@@ -323,6 +326,8 @@ def load(run_dir: Path | str, *, trust_code: bool = False) -> nn.Module:
         CheckpointError: The run has no intact checkpoint.
         SettingsError: The run has a source, and it is not trusted.
     """
+    if not Path(run_dir).is_dir():
+        raise CheckpointError(f"there is no folder {run_dir}, so no run to load")
     folder = Path(run_dir) / "checkpoints"
     found, _ = checkpoint.find_newest(folder)
     if found is None:

@@ -125,6 +125,8 @@ def read_audit(step: Observation, loss_of: BatchLoss, first_loss: float) -> Read
         for field, value in audit._asdict().items()
         if math.isfinite(value)
     }
+    if math.isfinite(loss_after):
+        readings[tags.AUDIT_LOSS] = loss_after
     if step.parameters.departure_from_sgd():
         return {k: x for k, x in readings.items() if k not in OF_SGD_ALONE}
     return readings

@@ -17,7 +17,7 @@ from minitrain.instruments.rules import (
     RULES,
     WRONG_GRADIENT,
 )
-from minitrain.instruments.rules_of_learning import describe_unlearned_class
+from minitrain.instruments.rules_of_classes import describe_unlearned_class
 from minitrain.instruments.sample_checks import check_scale
 from minitrain.instruments.truth import Slope
 
@@ -124,14 +124,17 @@ class Findings:
         )
         return self._tell(step, WRONG_GRADIENT, (text, _guess_origin(factor)))
 
-    def check_confusion(self, step: int, counts: Tensor) -> list[Finding]:
+    def check_confusion(
+        self, step: int, counts: Tensor, losses: Tensor | None = None
+    ) -> list[Finding]:
         """Look at what a test confuses, for a class that is not learned.
 
         Args:
             step: The last step before the test.
             counts: Counts [target, predicted], as of `confusion_matrix`.
+            losses: The mean loss of each class, as of `losses_by_class`.
         """
-        told = describe_unlearned_class(counts)
+        told = describe_unlearned_class(counts, losses, self._history.guessing)
         return self._tell(step, NOT_LEARNED, told)
 
     def note(self, step: int, values: Mapping[str, float]) -> list[Finding]:

@@ -27,11 +27,13 @@ from minitrain.instruments.rules_of_steps import (
     learning_rate_too_large,
     learning_rate_too_small,
     momentum_too_large,
+    samples_in_order,
     weight_decay_too_large,
 )
 
 RULES: dict[str, Callable[[History], Verdict]] = {
     "gradient not reset": gradient_not_reset,
+    "samples in order": samples_in_order,
     "gradient clipped to almost nothing": clipped_to_almost_nothing,
     "weight decay too large": weight_decay_too_large,
     "momentum too large": momentum_too_large,

@@ -3,8 +3,6 @@
 import math
 import statistics
 
-from torch import Tensor
-
 from minitrain import tags
 from minitrain.instruments.history import History, Verdict, mean
 
@@ -126,29 +124,3 @@ def _gets_little(run: History) -> bool:
     """Return whether more than half of the weights get a gradient of exactly 0."""
     shares = [values[-1] for values in run.layers(tags.ZERO_SHARE, "weight").values()]
     return bool(shares) and statistics.median(shares) > 0.5
-
-
-def describe_unlearned_class(counts: Tensor) -> Verdict:
-    """Say which class a test hardly ever finds, where it finds most of the others.
-
-    >>> import torch
-    >>> counts = torch.tensor([[90, 10, 0], [40, 10, 50], [0, 9, 91]])
-    >>> describe_unlearned_class(counts)[0]
-    '10% of class 1 are right in the test, and 90% at the median of all classes.'
-
-    Args:
-        counts: Counts [target, predicted], shape (classes, classes).
-    """
-    sizes = counts.sum(dim=1)
-    shares = counts.diagonal().double() / sizes.clamp(min=1)
-    known = shares[sizes >= 20]
-    if len(known) < 3 or (usual := known.median().item()) < 0.85:
-        return None
-    worst = int(shares.masked_fill(sizes < 20, 2).argmin())
-    if shares[worst] > usual / 2:
-        return None
-    return (
-        f"{shares[worst]:.0%} of class {worst} are right in the test, and {usual:.0%} "
-        "at the median of all classes.",
-        "Look at the labels of this class, and at how many samples it has.",
-    )

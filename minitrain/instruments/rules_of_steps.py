@@ -1,5 +1,6 @@
 """What the readings say of the steps: too long, too short, or turned by something."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -20,6 +21,44 @@ def gradient_not_reset(run: History) -> Verdict:
         "there, so that both add up.",
         "Call optimizer.zero_grad() before the backward passes of every step.",
     )
+
+
+def samples_in_order(run: History) -> Verdict:
+    """The loss rises from batch to batch, though no step raises that of its own.
+
+    Steps that are too long raise both. Where the samples come sorted, a step leaves its
+    batch with a low loss, and the next ones come with a high one.
+    """
+    losses, gains = run.values(tags.TRAIN_LOSS), run.values(tags.AUDIT_DELIVERED)
+    left = run.values(tags.AUDIT_LOSS)
+    if run.batch_size < 16 or _excess(run) is None:
+        return None  # losses of single samples differ in any order
+    usual = losses[0] if run.guessing is None else min(losses[0], run.guessing)
+    peak = max(range(len(losses)), key=losses.__getitem__)
+    low, high, after = min(losses[: peak + 1]), losses[peak], min(losses[peak:])
+    if low > 0.1 * usual or high < 2.5 * usual or min(gains, default=0) < -0.03 * usual:
+        return None
+    # Few audits see little: then the loss must have come down from a peak and risen
+    # again, several times.
+    has_seen = len(left) >= 2 and (after < usual or max(left[1:]) > usual)
+    if not has_seen and _count_swings(losses, 0.1 * usual, usual) < 3:
+        return None
+    return (
+        f"the loss of a batch was down to {low:.3g}, and that of a later one up to "
+        f"{high:.3g}, but no audited step raised that of its own: the samples seem to "
+        "come in an order.",
+        f"Shuffle them; if they are shuffled, try a tenth of {run.setting('lr')}.",
+    )
+
+
+def _count_swings(losses: Sequence[float], low: float, high: float) -> int:
+    """Return how often the losses went from below `low` to above `high`.
+
+    >>> _count_swings([2.3, 0.1, 0.2, 3.0, 2.0, 0.1, 4.0], low=0.2, high=2.3)
+    2
+    """
+    ends = [x > high for x in losses if x > high or x < low]
+    return sum(after and not before for before, after in itertools.pairwise(ends))
 
 
 def learning_rate_too_large(run: History) -> Verdict:

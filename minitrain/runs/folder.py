@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -72,8 +72,13 @@ def create_folder(folder: Path | None, name: str) -> Path:
 
 
 @contextmanager
-def occupying(folder: Path) -> Iterator[None]:
+def occupying(folder: Path, *, is_new: bool = False) -> Iterator[None]:
     """Keep other processes out of a run directory.
+
+    Args:
+        folder: The folder.
+        is_new: Whether it was created for this: then it is removed where it has
+            received nothing but its lock.
 
     Raises:
         RunDirectoryError: Another process is in it.
@@ -92,4 +97,10 @@ def occupying(folder: Path) -> Iterator[None]:
                 f"cannot write to the run directory {folder}: {error.strerror}. "
                 "Nothing was changed; give another one by --run-dir"
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            if is_new and [path.name for path in entries(folder)] == [LOCK]:
+                with suppress(OSError):
+                    (folder / LOCK).unlink()
+                    folder.rmdir()

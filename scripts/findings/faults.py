@@ -216,11 +216,28 @@ FAULTS: dict[str, Fault] = {
         IMAGES,
         {"spoil_data": spoil_class},
     ),
+    "the same without a preflight": Fault(
+        ("class not learned",),
+        IMAGES,
+        {"spoil_data": spoil_class, "looks_first": False},
+    ),
     "one class in most samples": Fault(
         ("classes out of balance",), CLASSES, {"spoil_data": drop_classes}
     ),
     "sorted and not shuffled": Fault(
         ("samples in order",), LAYERED, {"spoil_data": sort, "is_shuffled": False}
+    ),
+    "the same in a loop without a preflight": Fault(
+        ("samples in order",),
+        CLASSES,
+        {
+            "spoil_data": sort,
+            "is_shuffled": False,
+            "num_samples": 6400,
+            "in_own_loop": True,
+            "looks_first": False,
+            "schedule": SCHEDULES["constant"],
+        },
     ),
     "every sample four times": Fault(
         ("repeated samples",), LAYERED, {"spoil_data": repeat}

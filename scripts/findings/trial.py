@@ -17,7 +17,7 @@ from minitrain.instruments.findings import Findings
 from minitrain.instruments.guessing import loss_of_guessing
 from minitrain.instruments.panel import Panel
 from minitrain.instruments.preflight import preflight
-from minitrain.metrics import confusion_matrix
+from minitrain.metrics import confusion_matrix, losses_by_class
 from minitrain.norms import grad_norms, norm
 from minitrain.runs.scalars import step_scalars
 from minitrain.schedules import SCHEDULES
@@ -42,6 +42,8 @@ class Trial:
     optimizer: dict[str, float] = field(default_factory=dict)
     lr_times: float = 1.0
     in_own_loop: bool = False
+    looks_first: bool = True
+    """Whether there is a preflight."""
     forgets_zero_grad: bool = False
     loss_scale: float = 1.0
     is_shuffled: bool = True
@@ -101,7 +103,8 @@ class Course:
     def run(self) -> list[Any]:
         """Look, train and test; return what is found."""
         findings = self.findings
-        findings.take(preflight(self.model, self.loss_fn, self.batches))
+        if self.trial.looks_first:
+            findings.take(preflight(self.model, self.loss_fn, self.batches))
         number = 0
         try:
             for number, values in self._steps():
@@ -112,9 +115,9 @@ class Course:
             text = "the step is not finite."
             findings.note_failure(number + 1, text, error.batches)
             return findings.found
-        counts = self._confusion()
-        if counts is not None:
-            findings.check_confusion(number, counts)
+        results = self._by_class()
+        if results is not None:
+            findings.check_confusion(number, *results)
         return findings.found
 
     def lr(self, step: int) -> float:
@@ -185,8 +188,11 @@ class Course:
         values = {"loss/test": result.loss, "accuracy/test": result.accuracy}
         return {name: value for name, value in values.items() if value == value}
 
-    def _confusion(self) -> Tensor | None:
+    def _by_class(self) -> tuple[Tensor, Tensor] | None:
+        """Return the confusion matrix of the test, and the loss of each class."""
+        targets = self.data.test_targets
         outputs = predict(self.model, self.data.test_inputs)
-        if self.data.test_targets.is_floating_point() or outputs.dim() != 2:
+        if targets.is_floating_point() or outputs.dim() != 2:
             return None
-        return confusion_matrix(outputs, self.data.test_targets)
+        losses = losses_by_class(self.trial.problem.loss_fn, outputs, targets)
+        return confusion_matrix(outputs, targets), losses

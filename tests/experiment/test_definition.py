@@ -20,7 +20,7 @@ from minitrain.experiment import runner
 from minitrain.experiment.reading import parse, read
 from minitrain.experiment.source import load_file
 from minitrain.runs.summary import Summary
-from minitrain.system.errors import SettingsError
+from minitrain.system.errors import CheckpointError, SettingsError
 
 POINTS = """
 \"\"\"Points inside or outside of a circle.\"\"\"
@@ -503,3 +503,80 @@ def test_what_a_file_prints_is_no_harm(file) -> None:
     )
     assert done.returncode == 0 and done.stdout.startswith("hello\n")
     assert not list(path.parent.rglob("__pycache__"))
+
+
+FAILING = """
+
+class Failing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(2, 2), 0
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls > LIMIT:
+            raise ValueError("enough of it")
+        return self.layer(x)
+
+
+def model():
+    return Failing()
+"""
+
+
+def test_an_error_of_the_experiment_in_training_is_told_as_its_own(
+    file, tmp_path, capsys
+) -> None:
+    """Bugs of ours end with code 70 and a traceback: see `test_commands`."""
+    path = file(POINTS + FAILING.replace("LIMIT", "4"))
+    words = [str(path), "--run-dir", "run", *QUIET, "--checkpoint.every", "3"]
+    assert exit_code_of("train", *words) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    line = (
+        path.read_text()
+        .splitlines()
+        .index('            raise ValueError("enough of it")')
+    )
+    assert f"ValueError: enough of it ({path}, line {line + 1})" in told
+    assert "error: forward(...) of the experiment failed at step 5: " in told
+    assert "The checkpoint of step 3 is safe." in told
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed: ValueError('enough of it')"
+
+
+def test_a_start_that_fails_leaves_no_folder(file, tmp_path, capsys) -> None:
+    """The model fails in the passes that measure the panel's cost."""
+    path = file(POINTS + FAILING.replace("LIMIT", "0"))
+    assert exit_code_of("train", str(path), "--run-dir", "run") == 2
+    told = capsys.readouterr().err
+    assert "failed at step 1: " in told and "Nothing was trained yet." in told
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "own").mkdir()
+    assert exit_code_of("train", str(path), "--run-dir", "own") == 2
+    assert (tmp_path / "own").exists(), "it was there before"
+
+
+def test_an_experiment_behind_the_flags_is_sent_to_the_front(file, capsys) -> None:
+    path = file()
+    for words in (["--epochs", "1", str(path)], ["--trust-code", str(path)]):
+        assert exit_code_of("train", *words) == 2
+        told = capsys.readouterr().err
+        assert f"{path}. An experiment comes first on the command line" in told
+    assert parse([str(path), "--run-dir", "a.py"]).run_dir == Path("a.py"), "a value"
+
+
+def test_bad_samples_are_the_cause_that_an_end_names(file, capsys) -> None:
+    spoiled = POINTS.replace(
+        "    return Data(", "    x[60, 1] = torch.nan\n    return Data("
+    )
+    words = [str(file(spoiled)), "--run-dir", "run", *QUIET]
+    assert exit_code_of("train", *words) == 6
+    told = capsys.readouterr().err
+    assert "The cause is in the data: sample " in told
+    assert "learning rate" not in told
+
+
+def test_a_folder_that_is_not_there_is_not_called_empty(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no folder .*nowhere"):
+        minitrain.load(tmp_path / "nowhere")

@@ -319,6 +319,9 @@ def test_a_trained_model_is_one_line_away(run, small_digits: Dataset) -> None:
     inputs = small_digits.inputs(small_digits.test)
     right = model(inputs).argmax(dim=1) == small_digits.test.labels
     assert right.double().mean().item() == pytest.approx(summary.test_accuracy)
+    with pytest.raises(CheckpointError, match="no folder elsewhere"):
+        minitrain.load("elsewhere")
+    Path("elsewhere").mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         minitrain.load("elsewhere")
 

@@ -17,6 +17,7 @@ from minitrain.instruments.guessing import loss_of_guessing
 from minitrain.instruments.panel import Panel
 from minitrain.instruments.rules import ASIDE, CAUSES, RULES, START
 from minitrain.instruments.truth import Slope
+from minitrain.metrics import losses_by_class
 from minitrain.runs.summary import Summary
 from minitrain.training import NotFiniteError
 
@@ -70,6 +71,19 @@ def test_a_healthy_run_gives_no_finding() -> None:
 
 
 STUCK = {"loss/train": 2.3}
+
+
+def swinging(gain: float, back: float = 0.1) -> dict[str, Any]:
+    """A loss that falls, jumps to 8 and stays above 3 for a while, thrice."""
+    courses = [0.1, 8.0, 5.0, 4.0, 3.5, 3.0, back]
+
+    def loss(step: int) -> float:
+        return 2.3 if step == 1 else courses[(step - 2) % 7]
+
+    left = {"audit/loss_after": lambda step: loss(step) - gain}
+    return {"loss/train": loss, "audit/delivered": gain} | left
+
+
 CASES = [
     ("learning rate too large", {"audit/margin": lambda step: 1.5 * (step > 3)}, {}),
     ("learning rate too large", {"loss/train": lambda step: 2.3 + step / 2}, {}),
@@ -80,6 +94,7 @@ CASES = [
     ),
     ("learning rate too small", {"update_ratio/global": 1e-6} | STUCK, {}),
     ("learning rate too small", {"lr": lambda step: 0.1 * (step < 3)} | STUCK, {}),
+    ("samples in order", swinging(gain=0.05), {}),
     ("momentum too large", {}, {"momentum": 0.999}),
     ("momentum too large", {"audit/margin": 2.0}, {"momentum": 0.99}),
     ("weight decay too large", {"weight_decay/share": 0.9} | STUCK, {}),
@@ -126,6 +141,31 @@ def test_every_rule_has_a_case_and_every_cause_is_a_kind() -> None:
     named = {cause for causes in CAUSES.values() for cause in causes}
     kinds = {*RULES, *START, *ASIDE}
     assert named <= kinds and set(CAUSES) <= kinds
+
+
+def test_an_order_of_samples_is_told_from_steps_that_are_too_long() -> None:
+    """Both let the loss rise; a step that is too long raises that of its own batch."""
+    assert kinds_of(swinging(gain=0.05)) == ["samples in order"]
+    assert kinds_of(swinging(gain=-0.5)) == ["learning rate too large"]
+    assert kinds_of(swinging(gain=0.05), batch_size=8) == ["learning rate too large"]
+    never_low = swinging(gain=0.05) | {"loss/train": lambda step: 2.3 + step % 7}
+    assert kinds_of(never_low) == ["learning rate too large"]
+
+
+def test_without_audits_it_takes_several_swings_to_tell_of_an_order() -> None:
+    """One rise of the loss may as well be that of a training that has diverged."""
+
+    def once(step: int) -> float:
+        return 2.3 * 0.5**step if step < 14 else 40.0 * (step - 13)
+
+    assert kinds_of({"loss/train": once}) == ["learning rate too large"]
+    again = {"loss/train": swinging(0.0)["loss/train"]}
+    run, found = findings(num_steps=60), []
+    for step in range(1, 61):
+        loss = again["loss/train"](step)
+        reads = {"update_norm/global": 0.1} if step > 30 else {}
+        found += run.note(step, {"loss/train": loss} | reads)
+    assert [each.kind for each in found] == ["samples in order"]
 
 
 @pytest.mark.parametrize(
@@ -250,6 +290,45 @@ def test_a_class_that_the_test_hardly_finds_is_named() -> None:
     assert (found.kind, found.step) == ("class not learned", 9)
     assert found.text.startswith("2% of class 3 are right in the test, and 93%")
     assert findings().check_confusion(9, counts // 10) == [], "too few to say"
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (2.5, "It is about that of guessing, 2.3. Look at the labels of this class: "
+         "they seem to be random."),
+        (9.0, "Look at the labels of this class, and at how many samples it has."),
+    ],
+)  # fmt: skip
+def test_a_class_is_named_by_its_loss_and_random_labels_by_that_of_guessing(
+    loss: float, told: str
+) -> None:
+    counts = torch.full((5, 5), 10) + 100 * torch.eye(5, dtype=torch.int64)
+    losses = torch.tensor([0.4, 0.5, loss, 0.3, 0.4])
+    (found,) = findings().check_confusion(9, counts, losses)
+    assert found.kind == "class not learned"
+    assert f"Their mean loss is {loss:.3g}, and 0.4 there." in found.text
+    assert "of class 2 are right" in found.text
+    assert f"{found.text} {found.advice}".endswith(told)
+    unknown = findings(guessing=None)
+    assert unknown.check_confusion(9, counts, losses) == [], "its recall is fine"
+
+
+def test_a_class_that_is_only_harder_is_not_named() -> None:
+    counts = torch.full((5, 5), 10) + 100 * torch.eye(5, dtype=torch.int64)
+    for losses in ([0.4, 0.5, 1.5, 0.3, 0.4], [1.9, 2.0, 2.5, 2.1, 2.2]):
+        assert findings().check_confusion(9, counts, torch.tensor(losses)) == []
+
+
+def test_losses_by_class_are_means_over_their_samples() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(40, 4), torch.randint(3, (40,))
+    losses = losses_by_class(nn.functional.cross_entropy, logits, targets)
+    each = nn.functional.cross_entropy(logits, targets, reduction="none")
+    for number in range(3):
+        mean = each[targets == number].double().mean().item()
+        assert losses[number].item() == pytest.approx(mean, rel=1e-6)
+    assert losses[3].isnan()
 
 
 def test_unresolved_readings_are_passed_over() -> None:

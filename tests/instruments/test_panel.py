@@ -93,6 +93,7 @@ def test_every_reading_on_the_paraboloid_has_a_closed_form(lr: float) -> None:
             "path/distance": distance,
             "path/efficiency": distance / path,
             "audit/promised": lr * 4 * size**2,
+            "audit/loss_after": size**2 * factor**2,
             "audit/delivered": size**2 * (1 - factor**2),
             "audit/ratio": 1 - lr,
             "audit/curvature": 2,
