@@ -148,7 +148,8 @@ def _train(
         if not start:
             journal.note_inputs()
         if not is_over(config, summary):
-            _make_steps(built, start or 0, journal, saver, stop)
+            with journal.drawing_a_failure():
+                _make_steps(built, start or 0, journal, saver, stop)
         stop.answer = "all is saved; finishing"
         _conclude(built, folder, journal)
 
