@@ -67,13 +67,20 @@ def _charts(run: Run) -> list[Category]:
     config, measures = run.config, run.metric_names[:1]
     matrices = [name for name, p in run.model.named_parameters() if p.dim() > 1]
     averaged = [tags.LOSS, *measures] if config.ema else []
-    absent = OF_PANEL if run.panel is None else {*run.panel.withheld}
-    if not config.instruments.sharpness:
-        absent = {*absent, tags.LARGEST_EIGENVALUE}
-    if config.clip_norm is None:
-        absent = {*absent, tags.CLIP_FRACTION}
     charts = [at_a_glance(next(iter(measures), None)), in_depth(matrices, averaged)]
-    return without(charts, absent)
+    return without(charts, _absent(run))
+
+
+def _absent(run: Run) -> set[str]:
+    """Return tags, and quantities, that the run will not log."""
+    has_decay = any(group.get("weight_decay") for group in run.optimizer.param_groups)
+    is_there = {
+        tags.LARGEST_EIGENVALUE: run.config.instruments.sharpness,
+        tags.CLIP_FRACTION: run.config.clip_norm is not None,
+        tags.DECAY_SHARE: has_decay,
+    }
+    never = {tag for tag, is_logged in is_there.items() if not is_logged}
+    return never | (OF_PANEL if run.panel is None else run.panel.withheld.keys())
 
 
 def _settings(run: Run) -> str:
@@ -82,11 +89,11 @@ def _settings(run: Run) -> str:
     own = [
         f"`{key} = {value}`"
         for key, value in _hparams(run.config).items()
-        if defaults.get(key) != value
+        if value not in (defaults.get(key), run.dataset)
     ]
     departing = f", with {', '.join(own)}" if own else ""
     return (
-        f"Trained on **{run.dataset}**{departing}; all else is as the defaults are.\n\n"
+        f"Trained on **{run.dataset}**{departing}; all else by default.\n\n"
         f"```\n{_equation(run)}\n```\n\n```\n{to_toml(run.config)}```"
     )
 

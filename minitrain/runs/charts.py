@@ -23,7 +23,18 @@ PARTS = "train", "validation", "test"
 
 
 OF_PANEL = frozenset(
-    {"audit", "noise", "truth", "cosine", "momentum", "path", "cost", "update_ratio"}
+    [
+        "audit",
+        "clip",
+        "cosine",
+        "cost",
+        "momentum",
+        "noise",
+        "path",
+        "truth",
+        "update_ratio",
+        "weight_decay",
+    ]
 )
 """The quantities of the instrument panel, whose charts a run without it lacks."""
 
@@ -76,28 +87,24 @@ def in_depth(matrices: Sequence[str] = (), averaged: Sequence[str] = ()) -> Cate
             the first and the last of them get a chart.
         averaged: The loss and the metrics that the averaged weights have, too.
     """
-    ends = list(dict.fromkeys([*matrices[:1], *matrices[-1:]]))
+    ends = dict.fromkeys([*matrices[:1], *matrices[-1:]])
     layers = {
-        f"{title}: {' and '.join(ends)}": [tags.tag(quantity, name) for name in ends]
+        f"{title}: {name}": [tags.tag(quantity, name)]
         for quantity, title in (
             (tags.GRAD_NORM, "Gradient norm"),
             (tags.UPDATE_RATIO, "Update / parameters"),
         )
-        if ends
+        for name in ends
     }
     return Category(
         "Layers, path, truth and cost",
         layers
         | {
             "Update / parameters, all together": [tags.GLOBAL_UPDATE_RATIO],
-            "Angles: to steepest descent, to the gradient before": [
-                tags.DESCENT_COSINE,
-                tags.PREVIOUS_COSINE,
-            ],
-            "Share of momentum and of weight decay": [
-                tags.MOMENTUM_SHARE,
-                tags.DECAY_SHARE,
-            ],
+            "Cosine to steepest descent": [tags.DESCENT_COSINE],
+            "Cosine to the gradient before": [tags.PREVIOUS_COSINE],
+            "Share of momentum in the step": [tags.MOMENTUM_SHARE],
+            "Share of weight decay in the gradient": [tags.DECAY_SHARE],
             "Path: distance / length": [tags.EFFICIENCY],
             "Path: distance from the start": [tags.DISTANCE],
             "Curvature along the step": [tags.AUDIT_CURVATURE],
