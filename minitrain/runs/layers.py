@@ -27,16 +27,15 @@ class LayerMap:
     """
 
     def __init__(self, most: int = MOST_STEPS) -> None:
-        self.names: list[str] = []
-        """Of the rows, in the order in which they came."""
+        self._names: dict[str, None] = {}  # a set with an order
         self._most, self._stride, self._num_taken = most, 1, 0
         self._kept: list[tuple[int, list[float]]] = []
         self._last: list[tuple[int, list[float]]] = []
 
     def take(self, step: int, values: Mapping[str, float]) -> None:
         """Take in the values of a step, by the names of the parameters."""
-        self.names += [name for name in values if name not in self.names]
-        column = step, [values.get(name, math.nan) for name in self.names]
+        self._names |= dict.fromkeys(values)
+        column = step, [values.get(name, math.nan) for name in self._names]
         is_kept = self._num_taken % self._stride == 0
         self._num_taken += 1
         self._last = [] if is_kept else [column]
@@ -45,6 +44,11 @@ class LayerMap:
         if len(self._kept) > self._most:
             self._last = self._kept[-1:] if len(self._kept) % 2 == 0 else []
             self._kept, self._stride = self._kept[::2], 2 * self._stride
+
+    @property
+    def names(self) -> list[str]:
+        """Of the rows, in the order in which they came."""
+        return [*self._names]
 
     @property
     def steps(self) -> list[int]:
@@ -57,7 +61,7 @@ class LayerMap:
 
         NaN stands where a parameter has no value.
         """
-        width = len(self.names)
+        width = len(self._names)
         columns = [x for _, x in self._kept + self._last]
         padded = [x + [math.nan] * (width - len(x)) for x in columns]
         return torch.tensor(padded, dtype=torch.float32).reshape(-1, width).T
