@@ -30,8 +30,8 @@ def draw_grad_norms(
         values: The norms, shape (names, steps); NaN is not drawn.
     """
     style = {"cmap": "viridis", "vmin": -6.0, "vmax": 2.0}
-    title = "Gradient norm of each layer"
-    return _draw_map(names, steps, values, title, r"$\log_{10}|g|$  (black: 0)", style)
+    title = r"$\log_{10}|g|$ of each layer (black: $g = 0$)"
+    return _draw_map(names, steps, values, title, style)
 
 
 def draw_update_ratios(
@@ -48,9 +48,8 @@ def draw_update_ratios(
         values: The ratios, shape (names, steps); NaN is not drawn.
     """
     style = {"cmap": "RdBu_r", "vmin": -6.0, "vmax": 0.0}
-    title = "Update / parameters of each layer"
-    label = r"$\log_{10}(|u|\,/\,|\theta|)$  (black: 0)"
-    return _draw_map(names, steps, values, title, label, style)
+    title = r"$\log_{10}\,|u|/|\theta|$ of each layer (black: $u = 0$)"
+    return _draw_map(names, steps, values, title, style)
 
 
 def _draw_map(
@@ -58,7 +57,6 @@ def _draw_map(
     steps: Sequence[int],
     values: Tensor,
     title: str,
-    label: str,
     style: dict[str, Any],
 ) -> Figure:
     """Draw log10 of values; the columns reach halfway to their neighbors."""
@@ -74,15 +72,14 @@ def _draw_map(
     every = -(-len(names) // MOST_LABELS)
     places = range(0, len(names), every)
     labels = [_shorten(names[place]) for place in places]
-    axes.set_yticks([place + 0.5 for place in places], labels, fontsize=16)
-    axes.tick_params(axis="x", labelsize=16)
+    axes.set_yticks([place + 0.5 for place in places], labels, fontsize=18)
+    axes.tick_params(axis="x", labelsize=18)
     axes.locator_params(axis="x", nbins=4)
-    axes.set_xlabel("step", fontsize=16)
-    axes.set_title(title, fontsize=20, pad=10)
+    axes.set_xlabel("step", fontsize=18)
+    axes.set_title(title, fontsize=21, pad=12)
     ticks = range(int(style["vmin"]), int(style["vmax"]) + 1, 2)
     bar = figure.colorbar(mesh, ax=axes, extend="both", pad=0.02, ticks=ticks)
-    bar.set_label(label, fontsize=16)
-    bar.ax.tick_params(labelsize=16)
+    bar.ax.tick_params(labelsize=18)
     return figure
 
 
