@@ -1,14 +1,21 @@
 """Samples in batches, and the order in which an epoch takes them."""
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from minitrain.epochs import Batch
+from minitrain.randomness import number_of
 from minitrain.samples import Samples, count, part, select, tensors_in
+
+Bounds = tuple[int, int]
+"""Where a batch starts in the order of its epoch, and where it ends."""
+
+Cut = Callable[[list[Bounds]], Iterable[Bounds]]
+"""Returns those of the batches, or the parts of them, that are had here."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class Batches:
         targets: The same, or None where the loss needs none.
         batch_size: Samples in a batch.
         seed: Of the order.
+        cut: Of the batches of an epoch, what is had here, where processes share them;
+            by default all.
 
     Raises:
         ValueError: Inputs and targets differ in number, or batch_size is not from 1 to
@@ -38,6 +47,7 @@ class Batches:
     targets: Samples
     batch_size: int
     seed: int | None = None
+    cut: Cut | None = None
 
     def __post_init__(self) -> None:
         num_inputs = num_targets = count(self.inputs)
@@ -56,7 +66,7 @@ class Batches:
         return count(self.inputs)
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self.batch_size)
+        return len(bounds_of(self))
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches (inputs, targets) of an epoch in its order, but the first.
@@ -65,15 +75,15 @@ class Batches:
             epoch: The number of the epoch.
             skip: How many batches are left out at its beginning.
         """
-        size, samples = self.batch_size, (self.inputs, self.targets)
+        samples = self.inputs, self.targets
         order = None if self.seed is None else self.order(epoch)
         if order is not None:  # on the device once, not once for every batch
             order = order.to(next(tensors_in(samples)).device)
-        for start in range(skip * size, self.num_samples, size):
+        for start, end in bounds_of(self)[skip:]:
             if order is None:
-                yield part(samples, start, start + size)
+                yield part(samples, start, end)
             else:
-                yield select(samples, order[start : start + size])
+                yield select(samples, order[start:end])
 
     def order(self, epoch: int) -> Tensor:
         """Return the permutation of the samples in an epoch: (N,), on every device."""
@@ -84,17 +94,34 @@ class Batches:
         return part((self.inputs, self.targets), 0, num)
 
 
+class InBatches(Protocol):
+    """Samples that are had in batches."""
+
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def cut(self) -> Cut | None: ...
+
+
+def bounds_of(batches: InBatches) -> list[Bounds]:
+    """Return where each batch of an epoch starts and ends, or what is cut of them.
+
+    >>> bounds_of(Batches(torch.arange(5), None, batch_size=2))
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    size, num_samples = batches.batch_size, batches.num_samples
+    starts = range(0, num_samples, size)
+    bounds = [(start, min(start + size, num_samples)) for start in starts]
+    return bounds if batches.cut is None else [*batches.cut(bounds)]
+
+
 def order_of(num_samples: int, epoch: int, seed: int | None) -> Tensor:
     """Return the order of samples in an epoch, a permutation of 0, ..., N - 1."""
     generator = torch.Generator()
     generator.manual_seed(number_of(f"order of epoch {epoch}, seed {seed}"))
     return torch.randperm(num_samples, generator=generator)
-
-
-def number_of(text: str) -> int:
-    """Return a seed that is a function of a text, with 64 bits of its SHA-256."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:8], signed=True)
 
 
 def check_batch_size(batch_size: int, num_samples: int) -> None:

@@ -12,6 +12,7 @@ from minitrain.checks import check_batches, check_loss
 from minitrain.epochs import Batch, Epochs, epoch_of, size_of
 from minitrain.metrics import Metrics, accuracy, check_metrics, sum_of
 from minitrain.samples import Samples, count, join, move, part
+from minitrain.shards import Shards
 
 
 class Evaluation(NamedTuple):
@@ -32,6 +33,7 @@ def evaluate(
     batches: Epochs | Iterable[Batch],
     loss_fn: Callable[[Any, Any], Tensor],
     metrics: Metrics | None = None,
+    shards: Shards | None = None,
 ) -> Evaluation:
     """Return the mean loss and metrics over all samples, without gradients.
 
@@ -43,6 +45,7 @@ def evaluate(
         batches: As for `train`.
         loss_fn: `loss_fn(outputs, targets)` is the mean loss over a batch.
         metrics: By default the accuracy, where `accuracy` has one to measure.
+        shards: As of `train`; the processes share the batches.
 
     Raises:
         ValueError: There is no batch, a batch or loss has another form, or a metric is
@@ -50,33 +53,44 @@ def evaluate(
         TypeError: The batches are a data set, which has samples.
     """
     check_batches(batches)
-    device = _device_of(model)
-    losses: list[Tensor] = []
-    sums: dict[str, list[Tensor]] = {}
-    num_samples = 0
+    device, shards = _device_of(model), shards or Shards()
+    rows: list[_Sums] = []
     with evaluating(model):
-        for batch in epoch_of(batches, 0):
+        for number, batch in shards.numbered(epoch_of(shards.deal(batches), 0)):
+            shards.seed_stream(f"evaluation of batch {number}", device)
             size = size_of(batch)
             inputs, targets = move(batch, device)
             outputs = model(inputs)
-            num_samples += size
             check_loss(loss := loss_fn(outputs, targets))
-            losses.append(loss.double().reshape(()) * size)
             measured = (metrics or accuracy)(outputs, targets)
             check_metrics(measured)
-            for name, values in measured.items():
-                sums.setdefault(name, []).append(sum_of(name, values, size))
-    if not losses:
+            of_metrics = {name: sum_of(name, x, size) for name, x in measured.items()}
+            rows.append(_Sums(size, loss.double().reshape(()) * size, of_metrics))
+    rows = shards.collect(rows)
+    if not rows:
         raise ValueError("there is no batch to evaluate on")
-    num_batches = len(losses)
+    num_samples = sum(row.num_samples for row in rows)
+    # A mean over some of the samples means another thing.
+    names = [name for name in rows[0].metrics if all(name in r.metrics for r in rows)]
     return Evaluation(
-        torch.stack(losses).sum().item() / num_samples,
+        _sum([row.loss for row in rows]) / num_samples,
         {
-            name: torch.stack(parts).sum().item() / num_samples
-            for name, parts in sums.items()
-            if len(parts) == num_batches  # a mean over some samples means another thing
+            name: _sum([row.metrics[name] for row in rows]) / num_samples
+            for name in names
         },
     )
+
+
+class _Sums(NamedTuple):
+    """What one batch adds to the sums over all samples."""
+
+    num_samples: int
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+def _sum(values: list[Tensor]) -> float:
+    return torch.stack(values).cpu().sum().item()
 
 
 @torch.no_grad()

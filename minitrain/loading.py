@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from minitrain._torch import end_workers
-from minitrain.batches import check_batch_size, number_of, order_of
+from minitrain.batches import Cut, bounds_of, check_batch_size, order_of
 from minitrain.epochs import Batch
-from minitrain.samples import Samples, count
+from minitrain.randomness import seed_all
+from minitrain.samples import Samples, count, part
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class DatasetBatches:
         num_workers: Processes that make the samples; 0 makes them here. On Linux they
             are forks, elsewhere the data set must be picklable.
         pin_memory: Whether batches are laid where an accelerator fetches them faster.
+        cut: As of `Batches`.
 
     Raises:
         ValueError: batch_size is not from 1 to the length of the data set.
@@ -50,6 +52,7 @@ class DatasetBatches:
     seed: int | None = None
     num_workers: int = 0
     pin_memory: bool = False
+    cut: Cut | None = None
 
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size, self.num_samples)
@@ -60,7 +63,7 @@ class DatasetBatches:
         return len(self.dataset)
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self.batch_size)
+        return len(bounds_of(self))
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches (inputs, targets) of an epoch in its order, but the first.
@@ -69,12 +72,16 @@ class DatasetBatches:
             epoch: The number of the epoch.
             skip: How many batches are left out at its beginning.
         """
-        indices = self.order(epoch)[skip * self.batch_size :]
-        if not len(indices):
+        bounds = bounds_of(self)[skip:]
+        if not bounds:
             return  # without starting a worker
+        order = self.order(epoch)
+        # A part without a sample takes its form from one: from any.
+        last = self.num_samples - 1
+        chosen = [order[min(s, last) : max(e, s + 1)] for s, e in bounds]
         loader = DataLoader(
             _Drawing(self.dataset, self.seed, epoch),
-            batch_sampler=[part.tolist() for part in indices.split(self.batch_size)],
+            batch_sampler=[indices.tolist() for indices in chosen],
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             collate_fn=collate,
@@ -85,7 +92,8 @@ class DatasetBatches:
             warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
             iterator = iter(loader)
         try:
-            yield from iterator
+            for batch, (start, end) in zip(iterator, bounds, strict=False):
+                yield part(batch, 0, 0) if start == end else batch
         finally:
             end_workers(iterator)
 
@@ -139,15 +147,6 @@ def keeping_random_states() -> Iterator[None]:
         random.setstate(states[1])
         if numpy is not None:
             numpy.random.set_state(numpy_state)
-
-
-def seed_all(text: str) -> None:
-    """Seed all random numbers of the CPU by a text."""
-    number = number_of(text)
-    torch.default_generator.manual_seed(number)
-    random.seed(number)
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed(number % 2**32)
 
 
 def _start_method() -> str | None:

@@ -1,5 +1,6 @@
 """The generators that training draws from: their states, to keep and to put back."""
 
+import hashlib
 import random
 import sys
 from array import array
@@ -93,6 +94,23 @@ class RandomStates:
             yield
         finally:
             self.put_back(now)
+
+
+def number_of(text: str) -> int:
+    """Return a seed that is a function of a text, with 64 bits of its SHA-256."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:8], signed=True)
+
+
+def seed_all(text: str, device: torch.device | None = None) -> None:
+    """Seed all random numbers of the CPU, and those of a device, by a text."""
+    number = number_of(text)
+    torch.default_generator.manual_seed(number)
+    random.seed(number)
+    if numpy := sys.modules.get("numpy"):  # what was never imported draws nothing
+        numpy.random.seed(number % 2**32)
+    if device is not None and device.type != "cpu":
+        torch.get_device_module(device).manual_seed(number)
 
 
 def _pack(numbers: tuple[int, ...], gauss: float | None) -> Tensor:

@@ -25,6 +25,7 @@ from minitrain.epochs import Batch, Epochs, size_of
 from minitrain.lr_groups import keep_lr_ratios, set_lrs
 from minitrain.norms import clip_factor, grad_norms, norm
 from minitrain.samples import move
+from minitrain.shards import Shards
 from minitrain.watcher import UNWATCHED, Watcher
 from minitrain.windows import Window, windows_of
 
@@ -103,6 +104,7 @@ def train(
     measure_every: int = 1,
     start: int = 0,
     watcher: Watcher | None = None,
+    shards: Shards | None = None,
 ) -> Iterator[Step]:
     """Train the model, one update at a time: theta <- theta - lr * grad L(theta).
 
@@ -140,6 +142,7 @@ def train(
             batches must be of a kind whose order is known; model, optimizer and random
             states are the caller's to restore.
         watcher: Watches every step, as a `Panel` does; its readings are in the steps.
+        shards: Slices of each batch, which processes may share; by default one.
 
     Yields:
         A `Step` after every update.
@@ -168,20 +171,20 @@ def train(
         keep_lr_ratios(optimizer, start)
     model.train()
     is_warned = False
-    for window in windows_of(batches, epochs, accumulate, start):
+    pass_of = (model, loss_fn, device)
+    mean_loss = functools.partial(_mean_loss, *pass_of)
+    backward = functools.partial(_backward, *pass_of, autocast)
+    shards = shards or Shards()
+    per_step = accumulate * len(shards.own)
+    for window in windows_of(shards.cut(batches), epochs, per_step, start):
         number, is_last = window.number, window.is_last
         if lr is not None:
             set_lrs(optimizer, lr(number - 1))
-        batch = (model, window, loss_fn, device)
-        watching = watcher.step(
-            number,
-            functools.partial(_mean_loss, *batch),
-            is_last=is_last,
-            autocast=autocast,
-        )
+        loss_of = functools.partial(shards.loss, window, model, mean_loss)
+        watching = watcher.step(number, loss_of, is_last=is_last, autocast=autocast)
         with watching as watch:
             optimizer.zero_grad()
-            loss = _backward(*batch, autocast)
+            loss, num_samples = shards.backward(window, model, optimizer, backward)
             grads = _grads_of(optimizer)
             check_dependence(bool(grads))
             total = norm(grads)
@@ -197,13 +200,13 @@ def train(
             factor = None
             if clip_norm is not None:
                 factor = _clip(grads, clip_factor(total, clip_norm))
-            watch.before_update(loss_value, window.num_samples, factor)
+            watch.before_update(loss_value, num_samples, factor)
             optimizer.step()
         yield Step(
             number=number,
             epoch=window.epoch,
             ends_epoch=window.ends_epoch,
-            num_samples=window.num_samples,
+            num_samples=num_samples,
             loss=loss_value,
             grad_norm=norm_value,
             grad_norms=dict(zip(trainable, each, strict=True)) if each else None,
@@ -217,14 +220,14 @@ def train(
 
 def _backward(
     model: nn.Module,
-    window: Window,
     loss_fn: LossFunction,
     device: torch.device,
     autocast: torch.dtype | None,
+    window: Window,
 ) -> Tensor:
     """Add the gradient of the mean loss over a window of batches; return that loss."""
     losses = []
-    for loss in _shares(model, window, loss_fn, device, autocast):
+    for loss in _shares(model, loss_fn, device, autocast, window):
         check_dependence(loss.requires_grad)
         loss.backward()
         losses.append(loss.detach())
@@ -232,18 +235,18 @@ def _backward(
 
 
 def _mean_loss(
-    model: nn.Module, window: Window, loss_fn: LossFunction, device: torch.device
+    model: nn.Module, loss_fn: LossFunction, device: torch.device, window: Window
 ) -> Tensor:
     """Return the mean loss over all samples of a window of batches."""
-    return torch.stack(list(_shares(model, window, loss_fn, device, None))).sum()
+    return torch.stack(list(_shares(model, loss_fn, device, None, window))).sum()
 
 
 def _shares(
     model: nn.Module,
-    window: Window,
     loss_fn: LossFunction,
     device: torch.device,
     autocast: torch.dtype | None,
+    window: Window,
 ) -> Iterator[Tensor]:
     """Yield what each batch adds to the mean loss: L = sum_i (n_i / n) L_i.
 

@@ -4,7 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from minitrain.system.errors import DivergedError
+from minitrain.distributed.launch import Launch
+from minitrain.system.errors import DivergedError, MinitrainError
 from minitrain.system.signals import Stop
 
 if TYPE_CHECKING:
@@ -18,11 +19,27 @@ def main(arguments: Sequence[str], program: str) -> int:
         arguments: The command line after the name of the command.
         program: What the command is called in its help.
     """
-    started = time.perf_counter()
-    stop = Stop().install()  # before the imports that take long
+    started, launch = time.perf_counter(), Launch.of()
+    stop = Stop(
+        is_silent=launch.rank > 0
+    ).install()  # before the imports that take long
     from minitrain.experiment.reading import parse
 
-    return train(parse(arguments, program), started, stop)
+    try:
+        return train(parse(arguments, program), started, stop)
+    except MinitrainError as error:
+        if _is_told(error, launch):
+            return error.exit_code
+        raise
+
+
+def _is_told(error: MinitrainError, launch: Launch) -> bool:
+    """Return whether another process of the group tells the same error."""
+    if launch.world_size == 1:
+        return False
+    from minitrain.distributed.group import is_first_to_tell
+
+    return not is_first_to_tell(error, launch)
 
 
 def train(

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from minitrain.averaging import WeightAverage
 from minitrain.batches import Batches
+from minitrain.distributed.group import Group, Single
 from minitrain.experiment import source
 from minitrain.experiment.data import (
     Data,
@@ -33,6 +34,7 @@ from minitrain.loading import DatasetBatches
 from minitrain.metrics import accuracy
 from minitrain.samples import move, part
 from minitrain.sgd import SGD
+from minitrain.shards import Shards
 from minitrain.system.errors import DataError, MinitrainError, SettingsError
 from minitrain.vector import ParameterVector
 
@@ -45,10 +47,14 @@ NUM_TARGETS = 256
 """Samples of an indexable data set whose targets tell what guessing gives."""
 
 
-def build(config: Config) -> Run:
+def build(config: Config, group: Group | Single | None = None) -> Run:
     """Read the data, and make the model and its optimizer from the seed.
 
     Sets the number of threads and the random state, from which the model draws.
+
+    Args:
+        config: The settings.
+        group: The processes that share the run; by default there is one.
 
     Raises:
         DataError: The data cannot be had.
@@ -56,9 +62,12 @@ def build(config: Config) -> Run:
             of a batch is impossible for data or model, or the experiment's functions
             do not belong together.
     """
-    definition, device = definition_of(config), find_device(config.device)
+    group = Single() if group is None else group
+    definition = definition_of(config)
+    device = find_device(config.device, group.local_rank)
     seed_all(config.seed)
-    data = read_data(config, definition)
+    with group.one_per_machine_first():
+        data = read_data(config, definition)
     if config.data.validation:
         data = hold_out(data, config.data.validation, config.seed)
     if config.stop.patience and data.valid is None:
@@ -90,6 +99,8 @@ def build(config: Config) -> Run:
         data_sha256=data.sha256(),
         source_sha256=source.sha256(definition.source),
         device=device,
+        group=group,
+        shards=Shards(config.shards, config.seed, group),
         batches=batches,
         valid_batches=data.valid and _for_evaluation(config, data.valid, device),
         test_batches=_for_evaluation(config, data.test, device),
@@ -100,9 +111,18 @@ def build(config: Config) -> Run:
         optimizer=optimizer,
         largest_lr=float(optimizer.param_groups[0]["lr"]),
         average=WeightAverage(model, config.ema) if config.ema else None,
-        panel=Panel(model, optimizer) if config.instruments.budget else None,
+        panel=_panel(config, model, optimizer),
         findings=_findings(config, batches, outputs, loss_fn),
     )
+
+
+def _panel(config: Config, model: nn.Module, optimizer: Optimizer) -> Panel | None:
+    if not config.instruments.budget:
+        return None
+    panel = Panel(model, optimizer)
+    if config.shards > 1:
+        panel.withheld["noise"] = "the shards of a batch are differentiated one by one"
+    return panel
 
 
 def seed_all(seed: int) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from minitrain.system.errors import DataError
+from minitrain.system.terminal import say
 
 if TYPE_CHECKING:  # torch takes seconds: it is imported where work begins
     from torch import Tensor, nn
@@ -66,7 +67,7 @@ def load_data(name: str, root: Path | None = None) -> Dataset:
         return mnist(root)
     except DataError as error:
         line = "*" * 72
-        print(
+        say(
             f"{error}\n{line}\n"
             "MNIST cannot be had: training on `digits`, drawn here, in its place.\n"
             f"{line}"

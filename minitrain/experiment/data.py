@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minitrain.batches import Batches, number_of
+from minitrain.batches import Batches
 from minitrain.fingerprint import fingerprint
 from minitrain.loading import DatasetBatches
+from minitrain.randomness import number_of
 from minitrain.samples import count, move, select
 from minitrain.system.errors import DataError, SettingsError
 

@@ -48,7 +48,8 @@ class Journal:
         self.run, self.summary, self.board, self.bar = run, summary, board, bar
         bar.update(summary.steps)
         self._num_samples, self._seconds, self._loss = 0, 0.0, 0.0  # made here
-        self._layers = LayerMaps(read_points(board.folder) if summary.steps else ())
+        goes_on = summary.steps > 0 and run.group.rank == 0
+        self._layers = LayerMaps(read_points(board.folder) if goes_on else ())
         self._next_drawing = max(LONG_SECONDS, 2 * summary.train_seconds)
 
     def note_inputs(self) -> None:
@@ -111,13 +112,14 @@ class Journal:
             The evaluation of the averaged weights where there are any, else of theta.
         """
         run, summary = self.run, self.summary
-        found = evaluate(run.model, batches, run.loss_fn, run.metrics)
+        of_parts = (batches, run.loss_fn, run.metrics, run.shards)
+        found = evaluate(run.model, *of_parts)
         values = evaluation_scalars(found, part)
         if part == "test":
             summary.note_test(found)
         if run.average is not None:
             with run.average.in_place():
-                averaged = evaluate(run.model, batches, run.loss_fn, run.metrics)
+                averaged = evaluate(run.model, *of_parts)
             values |= evaluation_scalars(averaged, f"{part}_average")
             summary.average_metrics = {"loss": averaged.loss, **averaged.metrics}
             found = averaged
@@ -127,15 +129,17 @@ class Journal:
 
     def draw_epoch(self, step: Step) -> None:
         """Show the pictures after an epoch, where they are due."""
-        every = self.run.config.log.pictures
-        if every and step.epoch % every == 0:
+        every, is_first = self.run.config.log.pictures, self.run.group.rank == 0
+        if is_first and every and step.epoch % every == 0:
             self.draw()
-        elif self.summary.train_seconds >= self._next_drawing:
+        elif is_first and self.summary.train_seconds >= self._next_drawing:
             self._next_drawing = 2 * self.summary.train_seconds  # ever more rarely
             self._show(draw_layers(self._layers, self.run.model))
 
     def conclude(self) -> None:
         """Look at what the trained model confuses, and show all pictures."""
+        if self.run.group.rank:
+            return  # nobody would see them
         counts, step = confusion_of(self.run), self.summary.steps
         if counts is not None:
             tell(self.summary, self.run.findings.check_confusion(step, counts))
@@ -155,7 +159,8 @@ class Journal:
         try:
             yield
         except NotFiniteError:
-            self._show(draw_layers(self._layers, self.run.model))
+            if self.run.group.rank == 0:
+                self._show(draw_layers(self._layers, self.run.model))
             raise
 
     def _show(self, pictures: Mapping[str, Any]) -> None:
@@ -169,6 +174,8 @@ class Journal:
     def _epoch_readings(self) -> dict[str, float]:
         """Measure what is measured at the end of an epoch, besides the test."""
         run, readings = self.run, dict[str, float]()
+        if run.group.rank:
+            return readings
         if run.panel is not None:
             readings[tags.PANEL_COST] = run.panel.seconds / self.summary.train_seconds
         if run.config.instruments.sharpness:

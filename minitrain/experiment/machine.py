@@ -21,15 +21,22 @@ MULTIPLYING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The layers that they are counted in."""
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the device of this name; `auto` is an accelerator where there is one.
+
+    Args:
+        name: As in the settings.
+        local_rank: Of this process among those of the machine, which take the devices
+            in turn where the name says none.
 
     Raises:
         SettingsError: It is not available.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
+        name = str(accelerator or "cpu")
+    if name in ("cuda", "xpu") and local_rank:
+        name = f"{name}:{local_rank % torch.accelerator.device_count()}"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -47,8 +54,8 @@ def set_threads(config: Config, multiplications: float) -> None:
     """
     most = THREADS_PER_CORE * (os.cpu_count() or 1)
     threads = config.threads
-    if threads is None and multiplications < LONG:
-        threads = 1
+    if threads is None and (multiplications < LONG or config.shards > 1):
+        threads = 1  # where there are shards, processes share the cores
     if threads is not None and threads > most:
         raise SettingsError(
             f"threads = {threads}: must be at most {most} here, {THREADS_PER_CORE} for "

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 
 from minitrain.averaging import WeightAverage
 from minitrain.batches import Batches
+from minitrain.distributed.group import Group, Single
 from minitrain.epochs import size_of
 from minitrain.experiment.data import Data
 from minitrain.experiment.definition import Definition
@@ -30,7 +32,8 @@ from minitrain.runs.saver import Stateful
 from minitrain.runs.summary import Summary, installed_versions
 from minitrain.samples import move
 from minitrain.schedules import SCHEDULES, warmup
-from minitrain.system.errors import CheckpointError
+from minitrain.shards import Shards
+from minitrain.system.errors import CheckpointError, GroupError
 from minitrain.training import Step, train
 
 DATA, SOURCE = "data.sha256", "source.sha256"
@@ -48,6 +51,9 @@ class Run:
     data_sha256: str
     source_sha256: str
     device: torch.device
+    group: Group | Single
+    """The processes that share the run."""
+    shards: Shards
     batches: Batches | DatasetBatches
     valid_batches: Batches | DatasetBatches | None
     test_batches: Batches | DatasetBatches
@@ -83,6 +89,31 @@ class Run:
     def fingerprint(self) -> str:
         """Return the SHA-256 over all parameters and the optimizer's state."""
         return fingerprint(self.model.state_dict(), self.optimizer.state_dict())
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same on all processes that share the run."""
+        hashes = {DATA: self.data_sha256, SOURCE: self.source_sha256}
+        machine = {"device": self.device.type, "fingerprint": self.fingerprint()}
+        settings = flatten(self.config)
+        del settings["device"]  # each may have one of its own
+        return installed_versions() | hashes | settings | machine
+
+    def check_agreement(self, step: int) -> None:
+        """Make sure that all processes have the same state after a step.
+
+        Raises:
+            GroupError: They have not.
+        """
+        if self.group.world_size == 1:
+            return
+        of_all = self.group.gather_objects(self.fingerprint())
+        other = [rank for rank, own in enumerate(of_all) if own != of_all[0]]
+        if other:
+            raise GroupError(
+                f"after step {step} the parameters of rank {other[0]} are not those of "
+                "rank 0: are model and loss functions of their inputs alone, and the "
+                "machines of one type?"
+            )
 
     def new_summary(self) -> Summary:
         """Return the summary of a run that has made no step."""
@@ -163,6 +194,7 @@ class Run:
             measure_every=config.log.every,
             start=start,
             watcher=self.panel,
+            shards=self.shards,
         )
 
     def lr(self, step: int) -> float:
@@ -181,6 +213,15 @@ def with_cadence(run: Run) -> Run:
     config, panel = run.config, run.panel
     if panel is None:
         return run
+    given = run.group.share(_cadence(run, panel) if run.group.rank == 0 else {})
+    panel.cadence = Cadence(**given)
+    settings = config.instruments.model_copy(update=given)
+    return run.with_config(config.model_copy(update={"instruments": settings}))
+
+
+def _cadence(run: Run, panel: Panel) -> dict[str, int]:
+    """Return how often each kind reads: as the settings say, or else as measured."""
+    config = run.config
     settings = config.instruments
     given = {kind: getattr(settings, kind) for kind in Cadence._fields}
     if None in given.values():
@@ -197,9 +238,7 @@ def with_cadence(run: Run) -> Run:
             kind: getattr(measured, kind) if n is None else n
             for kind, n in given.items()
         }
-    panel.cadence = Cadence(**given)
-    settings = settings.model_copy(update=given)
-    return run.with_config(config.model_copy(update={"instruments": settings}))
+    return given
 
 
 def count_steps(config: Config, batches: Batches | DatasetBatches) -> int:

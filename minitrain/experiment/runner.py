@@ -2,23 +2,30 @@
 
 import copy
 import math
+import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from minitrain.distributed.group import Group, Single, joined
+from minitrain.distributed.launch import Launch
 from minitrain.experiment import source
 from minitrain.experiment.build import build, build_model
 from minitrain.experiment.dashboard import dashboard
 from minitrain.experiment.journal import Journal
+from minitrain.experiment.machine import find_device
+from minitrain.experiment.nobody import Nobody
 from minitrain.experiment.parts import SOURCE, Run, with_cadence
 from minitrain.experiment.reading import definition_in, from_toml, to_toml
 from minitrain.experiment.report import result
 from minitrain.experiment.settings import Config
+from minitrain.experiment.sharing import RUN_DIR, check_shards, continued
 from minitrain.experiment.state import check_state, load_weights
 from minitrain.runs import checkpoint
 from minitrain.runs.checkpoint import Checkpoint
@@ -32,9 +39,11 @@ from minitrain.runs.resume import (
 )
 from minitrain.runs.saver import Saver
 from minitrain.runs.summary import Summary, finished_summary, recording
+from minitrain.system import terminal
 from minitrain.system.errors import (
     CheckpointError,
     DivergedError,
+    GroupError,
     SettingsError,
     Stopped,
 )
@@ -68,23 +77,46 @@ def run(
     """
     started = time.perf_counter() if started is None else started
     stop = Stop() if stop is None else stop
+    launch = Launch.of()
+    terminal.is_silent = launch.rank > 0
+    check_shards(config, launch)
+    device = find_device(config.device, launch.local_rank)
+    with joined(launch, device, lambda: stop.received or 0) as group:
+        return _run(continued(config, group), started, stop, group)
+
+
+def _run(config: Config, started: float, stop: Stop, group: Group | Single) -> Summary:
+    """Train and test one model, alone or as one process of a group."""
+    is_first = group.rank == 0
     check = check_resumable if config.resume else check_unused
-    check(config.run_dir)
-    built = build(config)  # before there is a folder: what cannot be built leaves none
-    folder = create_folder(config.run_dir, built.name)
-    with occupying(folder):
-        check(folder)  # now that nobody else writes to it
-        clear(folder)
+    if is_first:
+        check(config.run_dir)
+    built = build(config, group)  # before there is a folder: what fails leaves none
+    group.check_equal("the experiments", built.identity())
+    with ExitStack() as stack:
+        folder = Path()
+        if is_first:
+            folder = create_folder(config.run_dir, built.name)
+            stack.enter_context(occupying(folder))
+            check(folder)  # now that nobody else writes to it
+            clear(folder)
+        folder = group.share(folder)
+        group.keep(RUN_DIR, str(folder))
         start, summary = None, built.new_summary()
-        if config.resume and (found := find_newest(folder)):
+        found = find_newest(folder) if is_first and config.resume else None
+        if found := group.share(found):
             built, start = _resume(built, found, folder, summary), found.step
-            finished = finished_summary(folder)
+            finished = group.share(finished_summary(folder) if is_first else None)
             is_whole = start == built.num_steps or is_over(built.config, summary)
             if finished is not None and start == finished.steps and is_whole:
                 say(f"{folder} is finished: nothing is left to do")
                 return finished
         built = with_cadence(built)
-        with stop, recording(summary, folder, started, built.fingerprint):
+        built.check_agreement(start or 0)
+        ended = nullcontext()
+        if is_first:
+            ended = recording(summary, folder, started, built.fingerprint)
+        with stop, ended:
             _train(built, folder, start, summary, stop)
     say(result(summary, folder))
     return summary
@@ -126,8 +158,31 @@ def _train(
     built: Run, folder: Path, start: int | None, summary: Summary, stop: Stop
 ) -> None:
     """Make the steps of a run after step `start`, None at its beginning, and save."""
-    config = built.config
-    settings = to_toml(config)
+    config, is_first = built.config, built.group.rank == 0
+    saver = shown = cast(Any, Nobody())
+    if is_first:
+        saver = _begin(built, folder, start, summary)
+        shown = dashboard(built, folder, start, summary)
+    bar = tqdm(
+        total=built.num_steps,
+        desc=built.dataset,
+        unit="step",
+        disable=None if is_first else True,  # None: only on a terminal
+    )
+    with shown as board, bar, _naming(saver, folder):
+        journal = Journal(built, summary, board, bar)
+        if not start and is_first:
+            journal.note_inputs()
+        if not is_over(config, summary):
+            with journal.drawing_a_failure():
+                _make_steps(built, start or 0, journal, saver)
+        stop.answer = "all is saved; finishing"
+        _conclude(built, folder, journal)
+
+
+def _begin(built: Run, folder: Path, start: int | None, summary: Summary) -> Saver:
+    """Keep settings and source in the run directory; return who saves the rest."""
+    settings = to_toml(built.config)
     source.keep(built.definition.source, folder)
     with replacing(folder / "config.toml") as file:
         file.write(settings.encode())
@@ -136,29 +191,18 @@ def _train(
         built.state,
         summary,
         settings=settings,
-        keep=config.checkpoint.keep,
+        keep=built.config.checkpoint.keep,
         last_saved=start,
     )
     if start is None:
         saver.save(must_succeed=True)
         say(f"run directory {folder}")
-    bar = tqdm(total=built.num_steps, desc=built.dataset, unit="step", disable=None)
-    with dashboard(built, folder, start, summary) as board, bar, _naming(saver):
-        journal = Journal(built, summary, board, bar)
-        if not start:
-            journal.note_inputs()
-        if not is_over(config, summary):
-            with journal.drawing_a_failure():
-                _make_steps(built, start or 0, journal, saver, stop)
-        stop.answer = "all is saved; finishing"
-        _conclude(built, folder, journal)
+    return saver
 
 
-def _make_steps(
-    built: Run, start: int, journal: Journal, saver: Saver, stop: Stop
-) -> None:
+def _make_steps(built: Run, start: int, journal: Journal, saver: Any) -> None:
     """Make the steps after step `start`, note them, and save what is due."""
-    config, summary = built.config, journal.summary
+    config, summary, group = built.config, journal.summary, built.group
     for step, seconds in _timed(built.train(start), built.device):
         if built.average is not None:
             built.average.update()
@@ -171,12 +215,13 @@ def _make_steps(
         summary.is_stopped_early = ends_early
         if step.ends_epoch and not (is_last or ends_early):
             journal.draw_epoch(step)  # at the end of the run they are drawn anyway
-        is_due = step.number % config.checkpoint.every == 0
-        if is_due or step.ends_epoch or stop.received:
+        is_due, received = step.number % config.checkpoint.every == 0, group.received
+        if is_due or step.ends_epoch or received:
+            built.check_agreement(step.number)
             journal.board.sync()
-            saver.save(must_succeed=is_last or ends_early or bool(stop.received))
-        if stop.received:
-            raise Stopped(stop.received)
+            saver.save(must_succeed=is_last or ends_early or bool(received))
+        if received:
+            raise Stopped(signal.Signals(received))
         if ends_early:
             return
 
@@ -208,8 +253,9 @@ def _conclude(built: Run, folder: Path, journal: Journal) -> None:
 @contextmanager
 def _best_weights(built: Run, folder: Path, summary: Summary) -> Iterator[None]:
     """Give the model the weights with the lowest validation loss, and its own back."""
-    step = summary.best_step
-    found = checkpoint.find(folder / "checkpoints", step)
+    step, group = summary.best_step, built.group
+    found = checkpoint.find(folder / "checkpoints", step) if group.rank == 0 else None
+    found = group.share(found)
     if step == summary.steps or found is None:
         if found is None:
             say(f"warning: the checkpoint of step {step}, the best, is gone")
@@ -229,13 +275,19 @@ def _best_weights(built: Run, folder: Path, summary: Summary) -> Iterator[None]:
 
 
 @contextmanager
-def _naming(saver: Saver) -> Iterator[None]:
+def _naming(saver: Any, folder: Path) -> Iterator[None]:
     """Add to an error in the midst of training what of the run is safe."""
     try:
         yield
     except NotFiniteError as error:
-        error.add_note(saver.what_is_safe())
+        error.add_note(saver.what_is_safe() or "")
         raise
+    except GroupError as error:
+        raise GroupError(
+            f"{error}. Every checkpoint that was told to be saved is safe: continue "
+            f"with --run-dir {folder} --resume, on any number of processes that "
+            "divides --shards, or have torchrun do it by itself, with --max-restarts 3"
+        ) from None
 
 
 def _check_loss(part: str, loss: float | None, summary: Summary) -> None:

@@ -195,6 +195,9 @@ class Config(Settings):
     """Gradients longer than this are scaled down to it."""
     accumulate: Count = 1
     """Batches whose gradients are averaged into one step."""
+    shards: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Slices of each batch, with a random stream each, for up to as many processes that
+    torchrun starts; a power of two. The number of processes changes no bit."""
     ema: Annotated[float | None, Field(gt=0, lt=1)] = None
     """Keep a moving average of the weights too: average <- ema * average + (1 - ema) *
     theta after every step, such as 0.999; it is evaluated and saved beside them."""
@@ -216,6 +219,13 @@ class Config(Settings):
         if self.resume and self.run_dir is None:
             raise ValueError("resume needs --run-dir, the directory of the run")
         return self
+
+    @field_validator("shards")
+    @classmethod
+    def _shards_are_a_power_of_two(cls, shards: int) -> int:
+        if shards & (shards - 1):
+            raise ValueError(f"{shards} is no power of two: 1, 2, 4, ...")
+        return shards
 
     @field_validator("device")
     @classmethod

@@ -47,6 +47,12 @@ class RunDirectoryError(MinitrainError):
     exit_code = 7
 
 
+class GroupError(MinitrainError):
+    """A process of the group has died or hangs, so that the others cannot go on."""
+
+    exit_code = 8
+
+
 class Stopped(BaseException):
     """A signal asked the program to end, which it does with the code 128 + number."""
 

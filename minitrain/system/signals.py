@@ -6,6 +6,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
+from minitrain.system.errors import GroupError
 from minitrain.system.files import remove_unfinished
 
 SIGNALS = [
@@ -25,10 +26,11 @@ class Stop:
     SIGHUP ignored from the start, as by nohup, stays ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_silent: bool = False) -> None:
         self.received: signal.Signals | None = None
         self.answer = ""
-        """What is said to a signal that is only noted."""
+        """What is said to a signal that is only noted, but by one that is silent."""
+        self._is_silent = is_silent
         self._deferred = False
 
     def install(self) -> Self:
@@ -47,7 +49,8 @@ class Stop:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._deferred = False
+        # Where the group is lost, torchrun ends what is about to end by itself.
+        self._deferred = isinstance(error, GroupError)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         is_second = self.received is not None and number == signal.SIGINT
@@ -55,6 +58,8 @@ class Stop:
             remove_unfinished()
             os._exit(128 + number)
         self.received = signal.Signals(number)
+        if self._is_silent:
+            return
         hint = "; Ctrl-C again to leave at once" if number == signal.SIGINT else ""
         line = f"\n{self.received.name}: {self.answer}{hint}\n"
         with suppress(OSError):  # the terminal may be what has hung up

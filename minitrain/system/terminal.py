@@ -14,6 +14,9 @@ from minitrain.system.errors import MinitrainError, Stopped, StorageError
 BUG = 70
 """The exit code after an error that nobody foresaw."""
 
+is_silent = False
+"""Whether `say` says nothing, because another process says the same."""
+
 # Control characters, which act on a terminal, as what stands for them in Python.
 _ESCAPES = {
     code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32), *range(127, 160))
@@ -90,6 +93,8 @@ def discard(stream: TextIO) -> None:
 
 def say(line: str) -> None:
     """Print a line above the progress bar; a reader who has left stops no training."""
+    if is_silent:
+        return
     from tqdm import tqdm  # takes longer to import than a short answer should
 
     try:

@@ -286,7 +286,7 @@ SETTINGS = {
         checkpoint.every=3 checkpoint.keep=3 instruments.budget=0.5 instruments.look=1
         instruments.audit=1 instruments.truth=1 instruments.noise=1
         instruments.sharpness=true instruments.histograms=true""",
-    "bound": """epochs=9 seed=1 precision='bfloat16' clip-norm=1.0 accumulate=2
+    "bound": """epochs=9 seed=1 shards=4 precision='bfloat16' clip-norm=1.0 accumulate=2
         data.name='mnist' data.batch-size=32 model.name='cnn' model.hidden=[64]
         loss.label-smoothing=0.1
         model.dropout=0.5

@@ -1,0 +1,262 @@
+"""The processes of a training, connected by torch.distributed."""
+
+import hashlib
+import pickle
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.rendezvous import rendezvous
+
+from minitrain.distributed.launch import Launch
+from minitrain.distributed.messages import pack, unpack
+from minitrain.distributed.pulse import Pulse
+from minitrain.shards import Alone
+from minitrain.system.errors import GroupError, MinitrainError, SettingsError
+
+T = TypeVar("T")
+
+SLICE = timedelta(seconds=1)
+"""How long to wait before looking whether the others are alive."""
+
+PATIENCE = 10.0
+"""Seconds without a beat after which a process counts as hung."""
+
+PATIENCE_AT_START = 45.0
+"""The same before the first step, when modules and data are loaded."""
+
+LIMIT = timedelta(hours=1)
+"""Of one wait for processes that are alive."""
+
+
+class Group:
+    """One process among those of a training, which are called its ranks.
+
+    Args:
+        launch: Which one it is.
+        pulse: Tells who is alive.
+        store: Is there for all groups that torchrun starts, one after the other.
+        signal: Returns the number of the signal that asks this process to end, or 0.
+        on_device: Whether messages of an accelerator are sent by it.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        pulse: Pulse,
+        store: Store,
+        signal: Callable[[], int] = lambda: 0,
+        on_device: bool = False,
+    ) -> None:
+        self.rank, self.world_size = launch.rank, launch.world_size
+        self.local_rank = launch.local_rank
+        self.seconds = 0.0
+        """What was spent on telling and waiting for the messages of steps."""
+        self.received = 0
+        """The signal that asked any of them to end, as all know it since a step."""
+        self._launch, self._pulse, self._store = launch, pulse, store
+        self._signal, self._on_device = signal, on_device
+        self._patience = PATIENCE_AT_START
+        self.num_restarts = max(self.gather_objects(launch.num_restarts))
+        """How often torchrun has started the processes of any machine again."""
+
+    def gather(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Return the tensors of every rank; all have the same shapes, on one device.
+
+        Raises:
+            GroupError: A rank has died or hangs.
+        """
+        start = time.perf_counter()
+        device = tensors[0].device
+        message = pack([*tensors, torch.tensor(self._signal(), device=device)])
+        form = [*tensors, torch.zeros((), dtype=torch.int64)]
+        of_all = [unpack(m.to(device), form) for m in self._gather(message)]
+        self.received = max(int(each.pop()) for each in of_all)
+        self._patience = PATIENCE
+        self.seconds += time.perf_counter() - start
+        return of_all
+
+    def gather_objects(self, own: T) -> list[T]:
+        """Return the object of every rank; it is pickled.
+
+        Raises:
+            GroupError: A rank has died or hangs.
+        """
+        data = torch.frombuffer(bytearray(pickle.dumps(own)), dtype=torch.uint8)
+        sizes = [int(size) for size in self._gather(torch.tensor([len(data)]))]
+        padded = torch.cat([data, data.new_empty(max(sizes) - len(data))])
+        pairs = zip(self._gather(padded), sizes, strict=True)
+        return [pickle.loads(of_one[:size].numpy().tobytes()) for of_one, size in pairs]
+
+    def _gather(self, message: Tensor) -> list[Tensor]:
+        if not self._on_device:
+            message = message.cpu()
+        of_all = [torch.empty_like(message) for _ in range(self.world_size)]
+        try:
+            work = dist.all_gather(of_all, message, async_op=True)
+            self._wait(work)
+        except GroupError:
+            raise
+        except RuntimeError as error:  # a connection was closed
+            raise self._find_lost(error) from None
+        return of_all
+
+    def _wait(self, work: Any) -> None:
+        """Wait, and look every second whether the others are alive."""
+        if self._on_device:  # where the accelerator waits, and not this process
+            work.wait()
+            return
+        while True:
+            try:
+                work.wait(SLICE)
+                return
+            except RuntimeError:
+                if work.is_completed():
+                    raise
+            if silent := self._pulse.silent(self._patience):
+                raise GroupError(
+                    f"rank {silent[0]} of {self.world_size} hangs: it gives no sign of "
+                    f"life for {self._patience:.0f} seconds"
+                )
+
+    def _find_lost(self, error: RuntimeError) -> GroupError:
+        """Return the error that names who has left."""
+        for _ in range(40):
+            if lost := self._pulse.lost():
+                what = f"ended by itself: {lost.word}" if lost.word else "has died"
+                return GroupError(f"rank {lost.rank} of {self.world_size} {what}")
+            time.sleep(0.1)
+        return GroupError(f"the connection to the other ranks is lost: {error}")
+
+    def share(self, own: T) -> T:
+        """Return the object of rank 0; that of others is not looked at."""
+        return self.gather_objects(own if self.rank == 0 else None)[0]  # type: ignore
+
+    def keep(self, name: str, value: str) -> None:
+        """Remember a value, for groups that are started after this one, too."""
+        if self.rank == 0:
+            self._store.set(name, value)
+
+    def kept(self, name: str) -> str:
+        """Return what was kept by that name; empty if nothing was."""
+        return self._store.get(name).decode() if self._store.check([name]) else ""
+
+    @contextmanager
+    def one_per_machine_first(self) -> Iterator[None]:
+        """Have the block done by one rank of each machine, and then by the others."""
+        is_first = self._launch.local_rank == 0
+        if not is_first:
+            self.gather_objects(None)
+        yield
+        if is_first:
+            self.gather_objects(None)
+
+    def check_equal(self, what: str, values: Mapping[str, Any]) -> None:
+        """Make sure that the values are the same on all ranks.
+
+        Raises:
+            SettingsError: They are not; the first that differ are named.
+        """
+        of_all = self.gather_objects(dict(values))
+        for rank, theirs in enumerate(of_all):
+            for key, value in of_all[0].items():
+                if theirs.get(key) != value:
+                    raise SettingsError(
+                        f"{what} differ between ranks: {key} is {value} on rank 0 and "
+                        f"{theirs.get(key)} on rank {rank}. All must run the same "
+                        "experiment, with the same settings, data and versions"
+                    )
+
+
+class Single(Alone):
+    """A process without others, in the place of a group."""
+
+    seconds, local_rank = 0.0, 0
+
+    def __init__(
+        self, signal: Callable[[], int] = lambda: 0, num_restarts: int = 0
+    ) -> None:
+        self._signal, self.num_restarts = signal, num_restarts
+
+    @property
+    def received(self) -> int:
+        """The signal that asked the process to end, or 0."""
+        return self._signal()
+
+    def share(self, own: T) -> T:
+        return own
+
+    def keep(self, name: str, value: str) -> None:
+        pass
+
+    def kept(self, name: str) -> str:
+        return ""
+
+    def one_per_machine_first(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def check_equal(self, what: str, values: Mapping[str, Any]) -> None:
+        pass
+
+
+@contextmanager
+def joined(
+    launch: Launch, device: torch.device, signal: Callable[[], int]
+) -> Iterator[Group | Single]:
+    """Join the group of the processes that were started together, and leave it.
+
+    Args:
+        launch: Which process this is.
+        device: Where it computes.
+        signal: Returns the number of the signal that asks it to end, or 0.
+    """
+    if launch.world_size == 1:
+        yield Single(signal, launch.num_restarts)
+        return
+    store, _, _ = next(iter(rendezvous("env://")))
+    pulse, word = Pulse(store, launch.rank, launch.world_size), ""
+    # Two processes on one GPU cannot be connected by NCCL.
+    on_device = device.type == "cuda" and has_device_each(launch)
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_device else "gloo",
+            store=pulse.store,
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=LIMIT,
+        )
+        yield Group(launch, pulse, store, signal, on_device)
+        dist.destroy_process_group()
+    except GroupError:
+        raise  # it left because of another one
+    except BaseException as error:
+        word = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        pulse.stop(word)
+
+
+def has_device_each(launch: Launch) -> bool:
+    """Return whether every process of this machine has an accelerator of its own."""
+    return torch.accelerator.device_count() >= launch.local_world_size
+
+
+def is_first_to_tell(error: MinitrainError, launch: Launch) -> bool:
+    """Return whether no process that was started with this one has told an error."""
+    if launch.world_size == 1:
+        return True
+    if launch.rank:
+        time.sleep(1)  # rank 0 knows best what is safe, as long as it lives
+    text = "lost" if isinstance(error, GroupError) else str(error)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    try:
+        store, _, _ = next(iter(rendezvous("env://")))
+        return store.add(f"told {digest}, start {launch.num_restarts}", 1) == 1
+    except (RuntimeError, ValueError):  # there is no store any more: better twice
+        return True

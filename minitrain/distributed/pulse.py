@@ -1,0 +1,111 @@
+"""Who of a group is alive: every process beats, and says a last word when it leaves.
+
+A process that dies closes its connections, and whoever waits for it is told at once,
+but not who it was. One that was stopped closes nothing. Beats tell both: a thread of
+each process counts them up in the store that torchrun keeps, whatever else the process
+is busy with.
+"""
+
+import secrets
+import threading
+import time
+from typing import NamedTuple
+
+from torch.distributed import (
+    PrefixStore,  # pyright: ignore[reportPrivateImportUsage]
+    Store,  # pyright: ignore[reportPrivateImportUsage]
+)
+
+PERIOD = 0.25
+"""Seconds between two beats."""
+
+TOKEN = "minitrain group"
+"""Where the present group says what its keys begin with."""
+
+
+class Lost(NamedTuple):
+    """A process that has left its group too early."""
+
+    rank: int
+    word: str
+    """What it said when it left; empty where it could not say anything."""
+
+
+class Pulse:
+    """The beats of a group.
+
+    Args:
+        store: Where they are counted; it may hold those of groups that are no more.
+        rank: Of this process.
+        world_size: How many there are.
+    """
+
+    def __init__(self, store: Store, rank: int, world_size: int) -> None:
+        self._rank, self._others = rank, [r for r in range(world_size) if r != rank]
+        token = secrets.token_hex(8) if rank == 0 else _living(store)
+        self.store = PrefixStore(token, store)
+        """Of this group alone."""
+        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._over = threading.Event()
+        self.store.set(f"beat {rank}", "0")
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        if rank == 0:
+            store.set(TOKEN, token)
+
+    def _beat(self) -> None:
+        store, number = self.store.clone(), 0
+        while not self._over.wait(PERIOD):
+            number += 1
+            try:
+                store.set(f"beat {self._rank}", str(number))
+            except RuntimeError:  # the store is gone, and with it the group
+                return
+
+    def stop(self, word: str) -> None:
+        """Beat no more, after a last word."""
+        self._over.set()
+        self._thread.join()
+        try:
+            self.store.set(f"word {self._rank}", word)
+        except RuntimeError:  # nobody is there to hear it
+            return
+
+    def silent(self, seconds: float) -> list[int]:
+        """Return of whom calls have seen the same beat for so long."""
+        now = time.monotonic()
+        for rank in self._others:
+            beat = self.store.get(f"beat {rank}")
+            if rank not in self._seen or self._seen[rank][0] != beat:
+                self._seen[rank] = beat, now
+        return [rank for rank, (_, at) in self._seen.items() if now - at > seconds]
+
+    def lost(self) -> Lost | None:
+        """Return who of the others left, and with which word; None as yet nobody.
+
+        Who left because of another one is not meant.
+        """
+        for rank in self._others:
+            if self.store.check([key := f"word {rank}"]):
+                word = self.store.get(key).decode()
+                if word:
+                    return Lost(rank, word)
+        gone = [rank for rank in self.silent(6 * PERIOD) if not self._has_left(rank)]
+        return Lost(gone[0], "") if gone else None
+
+    def _has_left(self, rank: int) -> bool:
+        return self.store.check([f"word {rank}"])
+
+
+def _living(store: Store) -> str:
+    """Return the token of the group whose process 0 is alive.
+
+    After a restart the store still has that of the group before, for a while.
+    """
+    while True:
+        token = store.get(TOKEN).decode()
+        key = f"{token}/beat 0"
+        before = store.get(key)
+        time.sleep(1.5 * PERIOD)
+        if store.get(key) != before:
+            return token
