@@ -64,8 +64,14 @@ AUDIT_LOSS = "audit/loss_after"
 """L(theta') of the batch of the step: what the step left of `loss/train`."""
 AUDIT_DELIVERED = "audit/delivered"
 """By how much the step lowered it: `StepAudit.delivered`."""
+AUDIT_RATIO = "audit/ratio"
+"""The decrease of the loss that was delivered / the one that was promised."""
+AUDIT_CURVATURE = "audit/curvature"
+"""Of the loss, along the step."""
 AUDIT_MARGIN = "audit/margin"
 """lr / the largest stable one."""
+AUDIT_LINE = "audit/line_at_1"
+"""The constant 1, for the eye: what ratio and margin are compared with."""
 LARGEST_STABLE_LR = "audit/largest_stable_lr"
 """At which a step along this curvature starts to climb."""
 TRUTH_ERROR = "truth/error"
@@ -74,6 +80,8 @@ TRUTH_WORST_ERROR = "truth/worst_error"
 """The largest `Slope.error` along the part of any parameter."""
 NOISE_SCALE = "noise/scale"
 """`NoiseScale.value`: samples in a batch whose gradient is as large as its noise."""
+BATCH_SIZE = "noise/batch_size"
+"""B, the samples of an update, for the eye: what the noise scale is compared with."""
 SIGNAL_SHARE = "noise/signal_share"
 """|G|^2 / (|G|^2 + tr(Sigma) / B): the part of |g|^2 that is not noise."""
 
@@ -102,14 +110,11 @@ GRADIENT_SIZES = "grad_log2"
 
 # Texts.
 
-DATA, SETTINGS, EQUATION = "run/data", "run/settings", "run/equation"
-FINDINGS = "run/findings"
+FINDINGS, SETTINGS = "run/findings", "run/settings"
 
-CHARTS = {
-    "Loss": ["loss/.*"],
-    "Gradient": ["grad_norm/.*"],
-    "Step audit": ["audit/ratio", "audit/margin", "truth/.*"],
-    "Noise": ["noise/.*"],
-    "Cost": ["cost/.*"],
-}
-"""What the dashboard opens on: a chart each, with the tags on it."""
+# Pictures.
+
+CONFUSION = "confusion/test"
+"""How often each class was taken for each."""
+GRAD_NORM_MAP, UPDATE_RATIO_MAP = "layers/grad_norm", "layers/update_ratio"
+"""log10 |g| and |u| / |theta| of each parameter over the steps."""

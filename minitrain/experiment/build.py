@@ -88,7 +88,7 @@ def build(config: Config, group: Group | Single | None = None) -> Run:
     try_drawing(definition, model, data)
     loss_fn = _loss_of(config, definition)
     metrics = definition.metrics or accuracy
-    outputs, number = try_out(definition, model, batches, loss_fn, metrics)
+    outputs, number, measured = try_out(definition, model, batches, loss_fn, metrics)
     set_threads(config, number * config.data.batch_size)
     check_normalization(config, model, data.num_samples)
     optimizer = build_optimizer(config, definition, model)
@@ -107,6 +107,7 @@ def build(config: Config, group: Group | Single | None = None) -> Run:
         model=model,
         loss_fn=loss_fn,
         metrics=metrics,
+        metric_names=measured,
         optimizer=optimizer,
         largest_lr=float(optimizer.param_groups[0]["lr"]),
         average=WeightAverage(model, config.ema) if config.ema else None,

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minitrain import tags
 from minitrain.batches import Batches
 from minitrain.evaluation import predict
 from minitrain.experiment.data import Data
 from minitrain.experiment.definition import Definition
 from minitrain.experiment.parts import Run
 from minitrain.metrics import accuracy, confusion_matrix, losses_by_class
+from minitrain.runs.layers import LayerMap, LayerMaps
 from minitrain.samples import move
-
-CONFUSION = "confusion/test"
 
 PICTURES = "pictures"
 """Stands before the names that an experiment gives its pictures."""
@@ -38,10 +38,34 @@ def draw_all(run: Run, counts: Tensor | None) -> dict[str, Any]:
         from minitrain.pictures.classes import draw_confusion  # with matplotlib
 
         names = run.data.classes or [str(i) for i in range(len(counts))]
-        pictures[CONFUSION] = draw_confusion(counts, names)
+        pictures[tags.CONFUSION] = draw_confusion(counts, names)
     if run.definition.draw is None:
         return pictures
     return pictures | drawn_by(run.definition, run.model, run.data.on(run.device))
+
+
+def draw_layers(maps: LayerMaps, model: nn.Module) -> dict[str, Any]:
+    """Return the maps of all layers over the steps, by their tags.
+
+    Args:
+        maps: What was logged of each parameter.
+        model: Its parameters are in the order of the network.
+    """
+    from minitrain.pictures import layers  # with matplotlib
+
+    def ordered(found: LayerMap) -> tuple[list[str], list[int], Tensor]:
+        known = [name for name, _ in model.named_parameters() if name in found.names]
+        rows = [found.names.index(name) for name in known]
+        return known, found.steps, found.values[rows]
+
+    pictures = {}
+    if len(maps.grad_norms.steps) > 1:
+        drawn = layers.draw_grad_norms(*ordered(maps.grad_norms))
+        pictures[tags.GRAD_NORM_MAP] = drawn
+    if len(maps.update_ratios.steps) > 1:
+        drawn = layers.draw_update_ratios(*ordered(maps.update_ratios))
+        pictures[tags.UPDATE_RATIO_MAP] = drawn
+    return pictures
 
 
 def drawn_by(definition: Definition, model: nn.Module, data: Data) -> dict[str, Any]:

@@ -3,6 +3,10 @@
 None of it changes the run.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -10,7 +14,7 @@ from tqdm.auto import tqdm
 from minitrain import tags
 from minitrain.batches import Batches
 from minitrain.evaluation import Evaluation, evaluate, evaluating
-from minitrain.experiment.drawing import draw_all, results_by_class
+from minitrain.experiment.drawing import draw_all, draw_layers, results_by_class
 from minitrain.experiment.parts import Run
 from minitrain.experiment.report import (
     EpochLine,
@@ -25,11 +29,16 @@ from minitrain.instruments.sharpness import sharpness
 from minitrain.loading import DatasetBatches
 from minitrain.randomness import undisturbed
 from minitrain.runs.board import Board
-from minitrain.runs.scalars import evaluation_scalars, step_scalars
+from minitrain.runs.layers import LayerMaps
+from minitrain.runs.points import read_points
+from minitrain.runs.scalars import evaluation_scalars, guide_lines, step_scalars
 from minitrain.runs.summary import Summary
 from minitrain.samples import move, tensors_in
 from minitrain.system.terminal import say
-from minitrain.training import Step
+from minitrain.training import NotFiniteError, Step
+
+LONG_SECONDS = 60
+"""Of training, after which the layers of a run are drawn before its end, too."""
 
 
 class Journal:
@@ -39,6 +48,9 @@ class Journal:
         self.run, self.summary, self.board, self.bar = run, summary, board, bar
         bar.update(summary.steps)
         self._num_samples, self._seconds, self._loss = 0, 0.0, 0.0  # made here
+        goes_on = summary.steps > 0 and run.group.rank == 0
+        self._layers = LayerMaps(read_points(board.folder) if goes_on else ())
+        self._next_drawing = max(LONG_SECONDS, 2 * summary.train_seconds)
 
     def note_inputs(self) -> None:
         """Look at some of the samples, and at the model, before the first step."""
@@ -60,7 +72,9 @@ class Journal:
         self._seconds += seconds
         self._loss += step.num_samples * step.loss
         if values := step_scalars(step):
-            self.board.log(step.number, values)
+            batch_size = run.config.data.batch_size * run.config.accumulate
+            self.board.log(step.number, {**values, **guide_lines(values, batch_size)})
+            self._layers.take(step.number, values)
             tell(summary, run.findings.note(step.number, values))
         if run.panel is not None:
             tell_withheld(summary, run.panel.withheld)
@@ -118,6 +132,9 @@ class Journal:
         every, is_first = self.run.config.log.pictures, self.run.group.rank == 0
         if is_first and every and step.epoch % every == 0:
             self.draw()
+        elif is_first and self.summary.train_seconds >= self._next_drawing:
+            self._next_drawing = 2 * self.summary.train_seconds  # ever more rarely
+            self._show(draw_layers(self._layers, self.run.model))
 
     def conclude(self) -> None:
         """Look at what the trained model confuses, and show all pictures."""
@@ -135,6 +152,20 @@ class Journal:
         with undisturbed(run.model, run.device), torch.no_grad():
             run.model.eval()
             pictures = draw_all(run, counts)
+        self._show({**pictures, **draw_layers(self._layers, run.model)})
+
+    @contextmanager
+    def drawing_a_failure(self) -> Iterator[None]:
+        """Show the layers of a run whose loss or gradient is not finite any more."""
+        try:
+            yield
+        except NotFiniteError:
+            if self.run.group.rank == 0:
+                self._show(draw_layers(self._layers, self.run.model))
+            raise
+
+    def _show(self, pictures: Mapping[str, Any]) -> None:
+        """Show pictures and texts, by their tags."""
         for tag, picture in pictures.items():
             if isinstance(picture, str):
                 self.board.text(tag, picture, self.summary.steps)

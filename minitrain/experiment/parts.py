@@ -1,7 +1,7 @@
 """The parts of a run, before its first step and after a restart."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,8 @@ class Run:
     model: nn.Module
     loss_fn: Loss
     metrics: Metrics
+    metric_names: Sequence[str]
+    """What the metrics are called, in their order."""
     optimizer: Optimizer
     largest_lr: float
     """The learning rate that the schedule multiplies: that of the first group."""

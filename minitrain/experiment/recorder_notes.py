@@ -11,6 +11,7 @@ from minitrain.experiment.drawing import PICTURES
 from minitrain.experiment.recorder_network import Networks
 from minitrain.experiment.report import tell, tell_withheld
 from minitrain.runs.board import Board
+from minitrain.runs.charts import at_a_glance, in_depth, without
 from minitrain.runs.images import as_png
 from minitrain.runs.summary import Summary
 
@@ -104,9 +105,9 @@ class Notes:
 
 def _begin(board: Board, name: str, settings: Mapping[str, Any]) -> None:
     """Show what is known at the start."""
-    board.layout(
-        {k: [f"(.*/)?{tag}" for tag in each] for k, each in tags.CHARTS.items()}
-    )
+    absent = (tags.LARGEST_EIGENVALUE, tags.THROUGHPUT)
+    charts = without([at_a_glance(), in_depth()], absent)
+    board.layout(charts, prefix="(.*/)?")  # the name of a network
     rows = [f"| {key} | {value} |" for key, value in settings.items()]
     board.text(
         tags.SETTINGS, "\n".join(["| setting | value |", "| --- | --- |", *rows])

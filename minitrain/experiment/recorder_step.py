@@ -14,6 +14,7 @@ from minitrain.experiment.recorder_network import Network
 from minitrain.instruments.recompute import LossOf
 from minitrain.instruments.watch import Unread, Watch
 from minitrain.norms import clip_factor, norm
+from minitrain.runs.scalars import guide_lines
 from minitrain.system.terminal import say
 
 
@@ -91,7 +92,8 @@ class Step:
             values |= {tags.LR: self._lr, tags.GLOBAL_GRAD_NORM: total}
             named = zip(self.network.names(), each, strict=True)
             values |= {tags.tag(tags.GRAD_NORM, name): each for name, each in named}
-        return values | dict(self.readings)
+        values |= self.readings
+        return values | guide_lines(values, self.num_samples)
 
     def __enter__(self) -> Self:
         network, self.is_entered = self.network, True

@@ -177,7 +177,8 @@ def _train(
         if not start and is_first:
             journal.note_inputs()
         if not is_over(config, summary):
-            _make_steps(built, start or 0, journal, saver)
+            with journal.drawing_a_failure():
+                _make_steps(built, start or 0, journal, saver)
         stop.answer = "all is saved; finishing"
         _conclude(built, folder, journal)
 

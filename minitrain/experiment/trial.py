@@ -32,8 +32,8 @@ def try_out(
     batches: Batches | DatasetBatches,
     loss_fn: Loss,
     metrics: Metrics,
-) -> tuple[Any, float]:
-    """Evaluate two samples, for their outputs and the multiplications of one.
+) -> tuple[Any, float, list[str]]:
+    """Evaluate two samples: outputs, multiplications of one, names of the metrics.
 
     Nothing of it stays but the shapes of a lazy model.
 
@@ -53,7 +53,7 @@ def try_out(
                 _check_classes(outputs, batches)
             with warnings.catch_warnings():  # of shapes that are made equal by torch
                 warnings.filterwarnings("error", message="Using a target size")
-                evaluation.evaluate(model, [batch], loss_fn, metrics)
+                found = evaluation.evaluate(model, [batch], loss_fn, metrics)
     except (MinitrainError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -63,7 +63,7 @@ def try_out(
             f"the first two samples cannot go through model, loss and metrics: "
             f"{source.what_failed(error, definition.path)}"
         ) from error
-    return outputs, multiplications
+    return outputs, multiplications, [*found.metrics]
 
 
 def try_drawing(definition: Definition, model: nn.Module, data: Data) -> None:

@@ -15,9 +15,11 @@ from types import TracebackType
 from typing import Any, Self, SupportsFloat
 
 from tensorboard.compat.proto import summary_pb2
-from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from torch.utils.tensorboard import summary as torch_summary
 
+from minitrain.runs import hparams
+from minitrain.runs.charts import Category, layout
+from minitrain.runs.descriptions import add_description
 from minitrain.runs.events import Event, EventFile, first_record
 from minitrain.runs.images import as_png
 from minitrain.runs.points import keep_until
@@ -27,11 +29,8 @@ FLUSH_SECONDS = 0.5
 
 _numbers = itertools.count()
 
-# Classes that protobuf makes at run time, where no type checker sees them.
+# A class that protobuf makes at run time, where no type checker sees it.
 Summary: Any = vars(summary_pb2)["Summary"]
-Status: Any = vars(api_pb2)["Status"]
-HParams: Any = vars(plugin_data_pb2)["HParamsPluginData"]
-SessionEnd: Any = vars(plugin_data_pb2)["SessionEndInfo"]
 
 
 class Board:
@@ -66,6 +65,7 @@ class Board:
     ) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
         number = f"{time.time():.6f}.{os.getpid()}.{next(_numbers)}"
         path = folder / f"events.out.tfevents.{number}{owner}"
         if resume_after is None:
@@ -74,6 +74,7 @@ class Board:
             path = keep_until(resume_after, folder, path, owner, keeps_pictures)
         self._file = EventFile(path)
         self._last_flush = time.monotonic()
+        self._described: set[str] = set()
         if resume_after is None:
             self._file.add(first_record())
             self._file.flush()
@@ -141,13 +142,17 @@ class Board:
         value = Summary.Value(tag=tag, histo=histogram)
         self._write_summary(Summary(value=[value]), step)
 
-    def layout(self, charts: Mapping[str, Sequence[str]]) -> None:
-        """Arrange the Custom Scalars page: each chart shows the tags that match."""
-        content = {title: ["Multiline", list(tags)] for title, tags in charts.items()}
-        self._write_summary(torch_summary.custom_scalars({"minitrain": content}))
+    def layout(self, categories: Sequence[Category], prefix: str = "") -> None:
+        """Arrange the page Custom Scalars.
+
+        Args:
+            categories: Its charts; see `minitrain.runs.charts`.
+            prefix: A regular expression of what may stand before the tags.
+        """
+        self._write_summary(layout(categories, prefix))
 
     def start_hparams(
-        self, run: str, settings: Mapping[str, bool | float | str], metrics: list[str]
+        self, run: str, settings: hparams.Settings, metrics: Sequence[str]
     ) -> None:
         """Open the row of the run in the HParams table.
 
@@ -156,21 +161,12 @@ class Board:
             settings: What the run was made with.
             metrics: Tags of the scalars that its columns show.
         """
-        names = [summary_v2.HParam(name) for name in settings]
-        tags = [summary_v2.Metric(tag) for tag in metrics]
-        self._write_summary(summary_v2.hparams_config_pb(names, tags))
-        self._write_summary(summary_v2.hparams_pb(dict(settings), trial_id=run))
+        self._write_summary(hparams.columns(settings, metrics))
+        self._write_summary(hparams.row(run, settings))
 
     def end_hparams(self, succeeded: bool) -> None:
         """Close the row of the run, with how it ended."""
-        status = "STATUS_SUCCESS" if succeeded else "STATUS_FAILURE"
-        end = SessionEnd(status=Status.Value(status), end_time_secs=time.time())
-        value = Summary.Value(
-            tag=metadata.SESSION_END_INFO_TAG,
-            metadata=metadata.create_summary_metadata(HParams(session_end_info=end)),
-            tensor=metadata.NULL_TENSOR,
-        )
-        self._write_summary(Summary(value=[value]))
+        self._write_summary(hparams.end(succeeded))
 
     def close(self) -> None:
         """Flush, and close the file."""
@@ -188,5 +184,10 @@ class Board:
         self.close()
 
     def _write_summary(self, summary: Any, step: int = 0) -> None:
+        """Write an event; the first value of a tag carries its description."""
+        for value in summary.value:
+            if value.tag not in self._described:
+                self._described.add(value.tag)
+                add_description(value)
         event = Event(step=step, wall_time=time.time(), summary=summary)
         self._file.add(event.SerializeToString())

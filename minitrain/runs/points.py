@@ -2,7 +2,7 @@
 
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,23 @@ def read_curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
     Returns:
         Steps and values by tag, in the order of steps.
     """
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for step, scalars in read_points(folder):
+        for tag, scalar in scalars.items():
+            steps, values = curves.setdefault(tag, ([], []))
+            steps.append(step)
+            values.append(scalar)
+    return curves
+
+
+def read_points(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Read the scalars of a run, event by event.
+
+    What cannot be read is told, and left as it is.
+
+    Yields:
+        Steps in their order, and values by tag.
+    """
     scans = _scan_all(folder)
     for file, found in scans.items():
         if found.num_damaged:
@@ -123,15 +140,12 @@ def read_curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
                 f"warning: points after step {found.last_before} may be missing: "
                 f"{found.num_damaged} bytes of {file} cannot be read"
             )
-    curves: dict[str, tuple[list[int], list[float]]] = {}
     events = map(Event.FromString, _unique(scans.values()))
     for event in sorted(events, key=operator.attrgetter("step")):
-        for value in event.summary.value:
-            if value.HasField("simple_value"):
-                steps, values = curves.setdefault(value.tag, ([], []))
-                steps.append(event.step)
-                values.append(value.simple_value)
-    return curves
+        values = event.summary.value
+        scalars = {x.tag: x.simple_value for x in values if x.HasField("simple_value")}
+        if scalars:
+            yield event.step, scalars
 
 
 def _unique(scans: Iterable[Scan]) -> Iterable[bytes]:

@@ -14,7 +14,7 @@ import pytest
 from harness.processes import in_group
 from harness.runs import PANEL, points, verified
 
-from minitrain.distributed import group, pulse
+from minitrain.distributed import group
 from minitrain.experiment import Config, parts, runner
 from minitrain.experiment.reading import parse
 from minitrain.runs import summary as summaries
@@ -235,10 +235,9 @@ NUM_STOPS = int(os.environ.get("MINITRAIN_NUM_RANK_STOPS", 0))
     ids=["killed", "stopped"],
 )
 def test_ranks_that_die_at_random_lose_nothing(
-    number, repetitions, limit, config_of, tmp_path, monkeypatch, rng
+    number, repetitions, limit, config_of, tmp_path, rng
 ) -> None:
     """The others end in time, each promise is kept, and any number may go on."""
-    monkeypatch.setattr(pulse, "LATENESS", 4.0)
     whole = told(tmp_path / "whole", runner.run(config_of("mlp", "whole")))
     for life in range(repetitions):
         world_size = rng.choice([2, 4])

@@ -360,7 +360,8 @@ def test_the_default_run_on_mnist(mnist_root: Path, tmp_path: Path) -> None:
     assert summary["dataset"] == "mnist" and summary["test_accuracy"] > 0.97
     assert f"run directory runs/{folder.name}" in done.stdout
     events = EventAccumulator(str(folder), {"images": 0}).Reload()
-    pictures = ["confusion/test", "mistakes/test", "weights/first_layer"]
+    pictures = ["confusion/test", "layers/grad_norm", "layers/update_ratio"]
+    pictures += ["mistakes/test", "weights/first_layer"]
     assert sorted(events.Tags()["images"]) == pictures
     assert len(events.Tags()["scalars"]) <= 45
 
