@@ -213,7 +213,7 @@ class Panel:
             same = full = BatchLoss(self._model, loss_of, autocast, self._beside)
             if autocast is not None:
                 full = BatchLoss(self._model, loss_of, None, self._beside)
-            watch = Watch(plan, same, full, self._observe)
+            watch = Watch(plan, same, full, self._observe, self._read_samples)
             reads_noise = "noise" in plan.due
             samples = self._sample_norms.watch() if reads_noise else nullcontext()
         leftover = self._leftover.look(number, lambda: watch.observation is not None)
@@ -242,7 +242,7 @@ class Panel:
                 before=parameters.theta().copy() if plan.compares else Vector(),
             )
             if "noise" in plan.due and num_samples != 1:  # one sample shows no noise
-                step = replace(step, noise=self._estimate_noise(step))
+                step = replace(step, noise=self._estimate_noise(step, watch))
             if "truth" in plan.due:
                 first_loss = self._memory.first_loss
                 is_rough = watch.full is not watch.same
@@ -250,12 +250,26 @@ class Panel:
                 watch.readings |= read_truth(self.slopes)
         return step
 
-    def _estimate_noise(self, step: Observation) -> NoiseEstimate | None:
+    def _read_samples(self, watch: Watch, num_samples: int) -> float:
+        """Return the mean square of the gradients of a shard's samples, or NaN."""
+        if "noise" not in watch.plan.due:
+            return math.nan
+        with self._timed():
+            norms = self._sample_norms
+            norms.close()
+            mean_square = norms.mean_square(num_samples)
+            self.seconds += norms.seconds
+            norms.watch()  # of the next shard
+        return math.nan if mean_square is None else mean_square
+
+    def _estimate_noise(self, step: Observation, watch: Watch) -> NoiseEstimate | None:
         """Compare the gradients of single samples with that of the batch."""
         norms, num_samples = self._sample_norms, step.num_samples
         norms.close()
-        mean_square = norms.mean_square(num_samples) if num_samples else None
-        if mean_square is None:
+        mean_square = watch.mean_square
+        if mean_square is None and num_samples:
+            mean_square = norms.mean_square(num_samples)
+        if mean_square is None or math.isnan(mean_square):
             self.withheld["noise"] = norms.withheld or "num_samples is not known"
             return None
         batch_square = step.unclip(step.gradient.norm.item()) ** 2

@@ -115,8 +115,9 @@ def _ours(
     optimizer = SGD(ParameterVector(model), **OPTIONS)
     # Two shards for two processes; for one the batch is whole, as it would be.
     shards = Shards(2 if peers.world_size == 2 else 1, 0, peers)
-    options: dict[str, Any] = {"epochs": 10**6, "measure_every": 10**9, "shards": shards}
-    return train(model, optimizer, _data(batch_size), LOSS, **options)
+    options: dict[str, Any] = {"epochs": 10**6, "measure_every": 10**9}
+    data = _data(batch_size)
+    return train(model, optimizer, data, LOSS, shards=shards, **options)
 
 
 def _ddp(

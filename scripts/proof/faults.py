@@ -306,9 +306,9 @@ def points_given_up_when_the_disk_was_full_once(events: Any) -> None:
     replace(events.EventFile, flush=flush_until_it_fails)
 
 
-@fault("minitrain.experiment.runner", LIMITS)
-def divergence_in_the_last_update_called_finished(runner: Any) -> None:
-    replace(runner, _check_loss=lambda *_: None)
+@fault("minitrain.experiment.course", LIMITS)
+def divergence_in_the_last_update_called_finished(course: Any) -> None:
+    replace(course, _check_loss=lambda *_: None)
 
 
 @fault("minitrain.experiment.state", "tests/experiment/test_state.py")
