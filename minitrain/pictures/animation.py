@@ -133,8 +133,10 @@ def _gif(frames: Sequence[Image.Image], seconds: float) -> bytes:
     ours = [round(255 * x) for color in (*SERIES, YELLOW) for x in to_rgb(color)]
     ends = np.stack([np.asarray(frame) for frame in (frames[0], frames[-1])])
     codes, counts = np.unique(ends @ np.array([65536, 256, 1]), return_counts=True)
-    codes = codes[np.argsort(-counts, kind="stable")]
-    others = [int(code) >> shift & 255 for code in codes[:256] for shift in (16, 8, 0)]
+    common: dict[int, int] = {}  # of colors alike the commonest: white stays white
+    for code in codes[np.argsort(-counts, kind="stable")].tolist():
+        common.setdefault(code & 0xF8F8F8, code)
+    others = [code >> shift & 255 for code in common.values() for shift in (16, 8, 0)]
     palette = Image.new("P", (1, 1))
     palette.putpalette([*ours, *others][: 3 * 256])
     plain = [

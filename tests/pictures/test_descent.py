@@ -232,6 +232,7 @@ def test_an_animation_has_a_frame_for_every_step_and_the_paths_grow() -> None:
     gif = animate_descent(walks, minima=BOWL.minima, window=BOWL.window)
     frames = frames_of(gif)
     assert len(frames) == 13 and len(gif) < 2_000_000
+    assert all((frame[0] == 255).all() for frame in frames)  # the margin is white
     image = Image.open(io.BytesIO(gif))
     assert image.info["loop"] == 0 and image.info["duration"] == 400
     for look in itertools.islice(looks(), 2):
