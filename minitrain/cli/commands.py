@@ -10,7 +10,7 @@ from minitrain.system.terminal import exit_code, warn
 
 COMMANDS = {
     "train": "Train a network, and log how it went.",
-    "descend": "Walk down a function of x and y, against its gradient.",
+    "descend": "Walk down any function, against its gradient.",
     "explain": "Work out one update of one weight, with its actual numbers.",
     "plot": "Draw the curves of some runs in one picture.",
 }

@@ -89,26 +89,27 @@ def draw_descent(
         arrows *= LONGEST * diagonal / arrows.norm(dim=1).max()
     low, high = _box(torch.stack([low, high]), feet + 1.1 * arrows)
 
-    width, height = (high - low).tolist()
-    figure = Picture((5.2, 1.3 + min(3.9 * height / width, 5)), layout="compressed")
-    axes = figure.add_subplot(aspect="equal")
+    figure, axes = _plane(low, high, variables(first.function, 2))
     _entitle(axes, title)
-    axes.set(xlim=(low[0].item(), high[0].item()), ylim=(low[1].item(), high[1].item()))
-    x, y = variables(first.function, 2)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y, rotation=0)
     _draw_walks(axes, named)
     if chosen:
         _draw_gradients(axes, feet, arrows, side=0.016 * diagonal)
     _draw_level_sets(axes, first, chosen)
     if minima:
-        label = "minimum" if len(minima) == 1 else "minima"
-        style: dict[str, Any] = {"marker": "*", "edgecolors": BLACK, "zorder": 5}
-        axes.scatter(
-            *zip(*minima, strict=True), s=200, color=YELLOW, label=label, **style
-        )
+        _draw_minima(axes, minima)
     _explain(figure)
     return figure
+
+
+def _plane(low: Tensor, high: Tensor, names: Sequence[str]) -> tuple[Picture, Axes]:
+    """Return a figure with one system of axes, of equal scales, between two corners."""
+    width, height = (high - low).tolist()
+    figure = Picture((5.2, 1.3 + min(3.9 * height / width, 5)), layout="compressed")
+    axes = figure.add_subplot(aspect="equal")
+    axes.set(xlim=(low[0].item(), high[0].item()), ylim=(low[1].item(), high[1].item()))
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1], rotation=0)
+    return figure, axes
 
 
 def _entitle(axes: Axes, title: str) -> None:
@@ -209,6 +210,12 @@ def _draw_gradients(axes: Axes, feet: Tensor, arrows: Tensor, side: Tensor) -> N
     label = r"$\nabla f$, uphill"
     key = r"$\longrightarrow$"
     axes.plot([], [], " ", color=BLACK, marker=key, markersize=24, label=label)
+
+
+def _draw_minima(axes: Axes, minima: Sequence[tuple[float, float]]) -> None:
+    style: dict[str, Any] = {"marker": "*", "edgecolors": BLACK, "zorder": 5}
+    style["label"] = "minimum" if len(minima) == 1 else "minima"
+    axes.scatter(*zip(*minima, strict=True), s=200, color=YELLOW, **style)
 
 
 def _draw_curves(named: Mapping[str, Trajectory], title: str) -> Picture:

@@ -183,6 +183,7 @@ def test_a_walk_plots_itself_with_the_names_of_its_variables() -> None:
     assert isinstance(figure, Picture)
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("u", "v")
+    assert axes.get_title() == "own"
     (line,) = [line for line in axes.lines if line.get_gid() == ""]
     assert_array_equal(line.get_xydata(), seen.points)
 
