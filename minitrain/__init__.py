@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from minitrain.evaluation import evaluate as evaluate
     from minitrain.evaluation import predict as predict
     from minitrain.experiment.data import Data as Data
+    from minitrain.experiment.landscape import plot_landscape as plot_landscape
     from minitrain.experiment.plotting import plot as plot
     from minitrain.experiment.recorder import Recorder as Recorder
     from minitrain.experiment.runner import load as load
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from minitrain.hessians import hessian_vector_product as hessian_vector_product
     from minitrain.loading import DatasetBatches as DatasetBatches
     from minitrain.runs.board import Board as Board
+    from minitrain.runs.history import History as History
     from minitrain.sgd import SGD as SGD
     from minitrain.sgd import sgd_update as sgd_update
     from minitrain.training import Step as Step
@@ -57,6 +59,7 @@ _HOMES = {
     "Board": "runs.board",
     "Data": "experiment.data",
     "DatasetBatches": "loading",
+    "History": "runs.history",
     "ParameterVector": "vector",
     "Recorder": "experiment.recorder",
     "SGD": "sgd",
@@ -70,6 +73,7 @@ _HOMES = {
     "hessian_vector_product": "hessians",
     "load": "experiment.runner",
     "plot": "experiment.plotting",
+    "plot_landscape": "experiment.landscape",
     "predict": "evaluation",
     "sgd_update": "sgd",
     "steepest_ascent": "gradients",

@@ -13,6 +13,7 @@ COMMANDS = {
     "descend": "Walk down any function, against its gradient.",
     "explain": "Work out one update of one weight, with its actual numbers.",
     "plot": "Draw the curves of some runs in one picture.",
+    "landscape": "Draw the loss around the weights of a run, and on the way to them.",
 }
 """What each command does; its code is the module of that name beside this one."""
 

@@ -1,4 +1,4 @@
-"""The curves of runs on disk, as a picture."""
+"""The curves of runs, as a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +8,14 @@ from minitrain.system.errors import SettingsError
 
 if TYPE_CHECKING:
     from minitrain.pictures.png import Picture
+    from minitrain.runs.history import History
 
 
-def plot(*runs: Path | str) -> "Picture":
+def plot(*runs: "Path | str | History") -> "Picture":
     """Draw loss, gradient norm and accuracy of some runs side by side.
 
     Args:
-        runs: Run directories.
+        runs: Run directories, or the histories of runs.
 
     Returns:
         A matplotlib figure, which Jupyter shows inline; `savefig` writes it.
@@ -24,22 +25,17 @@ def plot(*runs: Path | str) -> "Picture":
     """
     if not runs:
         raise SettingsError("no run is named: give the directories of one or more")
-    from minitrain.runs.points import read_curves
+    from minitrain.runs.history import History
 
-    curves = {name: read_curves(run) for name, run in _named(runs).items()}
-    for run, found in zip(runs, curves.values(), strict=True):
-        if not found:
-            raise SettingsError(f"{run} holds no TensorBoard scalars")
+    read = [run if isinstance(run, History) else History.read(run) for run in runs]
+    curves = dict(zip(_names([each.folder for each in read]), read, strict=True))
 
     from minitrain.pictures.runs import draw_runs  # with matplotlib: all is read now
 
     return draw_runs(curves)
 
 
-def _named(runs: Sequence[Path | str]) -> dict[str, Path]:
-    """The runs by the names of their folders, or by their paths where two are equal."""
-    paths = [Path(run) for run in runs]
-    names = [path.resolve().name for path in paths]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in paths]
-    return dict(zip(names, paths, strict=True))
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the names of folders, or their paths where two have one name."""
+    names = [folder.resolve().name for folder in folders]
+    return [*map(str, folders)] if len(set(names)) < len(names) else names

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from minitrain.descent import Trajectory
+from minitrain.pictures.levels import draw_bands
 from minitrain.pictures.png import BLACK, BLUE, SERIES, YELLOW, Picture, in_our_style
 from minitrain.variables import variables
 
@@ -138,22 +139,12 @@ def _draw_level_sets(axes: Axes, walk: Trajectory, chosen: list[int]) -> None:
     levels = _levels(z)
     if len(levels) < 3:  # f is flat
         return
-    depths = torch.linspace(0.5, 0, len(levels) + 1).tolist()
-    colors = [(1 - depth, 1 - 0.8 * depth, 1 - 0.6 * depth) for depth in depths]
-    bands = axes.contourf(
-        x, y, z, levels=levels, colors=colors, extend="both", zorder=0
-    )
-    # Below the walk, and not dashed where f < 0, as is matplotlib's default.
-    style: dict[str, Any] = {"zorder": 1, "linestyles": "solid"}
-    axes.contour(x, y, z, levels=levels, colors="white", linewidths=0.6, **style)
-    bar = axes.inset_axes((1.03, 0, 0.045, 1))
-    scale: dict[str, Any] = {"spacing": "uniform", "ticks": levels[::2]}
-    axes.figure.colorbar(bands, cax=bar, format="%g", extendfrac=0.04, **scale)
-    bar.set_title("$f$")
+    draw_bands(axes, x, y, z, levels, "$f$")
     through = sorted(set(walk.values[chosen].tolist()))
     through = [value for value in through if levels[0] < value < levels[-1]]
     if through:
-        axes.contour(x, y, z, levels=through, colors=BLUE, linewidths=1.2, **style)
+        style: dict[str, Any] = {"linestyles": "solid", "linewidths": 1.2}
+        axes.contour(x, y, z, levels=through, colors=BLUE, zorder=1, **style)
         axes.plot([], [], color=BLUE, label="level sets $f = c$")
 
 

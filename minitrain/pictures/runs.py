@@ -1,14 +1,15 @@
 """The curves of several runs side by side."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from minitrain.pictures.png import SERIES, Picture, in_our_style
 
-Curve = tuple[Sequence[int], Sequence[float]]
-"""Steps, and the value at each."""
+Curve = tuple[Any, Any]
+"""Steps, and the value at each: two sequences or arrays."""
 
 
 @in_our_style
@@ -55,7 +56,7 @@ def draw_runs(runs: Mapping[str, Mapping[str, Curve]]) -> Picture:
     return figure
 
 
-def _running_mean(values: Sequence[float], width: int) -> list[float]:
+def _running_mean(values: Any, width: int) -> list[float]:
     """Average each value with its neighbors up to width // 2 away on either side."""
     series, half = torch.tensor(values, dtype=torch.float64), width // 2
     windows = [series[max(0, i - half) : i + half + 1] for i in range(len(values))]
