@@ -5,7 +5,6 @@ None of it changes the run.
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from minitrain import tags
 from minitrain.batches import Batches
@@ -28,6 +27,7 @@ from minitrain.runs.board import Board
 from minitrain.runs.scalars import evaluation_scalars, step_scalars
 from minitrain.runs.summary import Summary
 from minitrain.samples import move, tensors_in
+from minitrain.system.progress import tqdm
 from minitrain.system.terminal import say
 from minitrain.training import Step
 

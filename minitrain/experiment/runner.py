@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from minitrain.experiment import source
 from minitrain.experiment.build import build, build_model
@@ -40,6 +39,7 @@ from minitrain.system.errors import (
 )
 from minitrain.system.files import replacing
 from minitrain.system.memory import enough_memory
+from minitrain.system.progress import tqdm
 from minitrain.system.signals import Stop
 from minitrain.system.terminal import say
 from minitrain.training import NotFiniteError, Step
