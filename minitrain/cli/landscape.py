@@ -91,10 +91,11 @@ def describe(found: "Landscape") -> list[str]:
     if found.line is not None:
         alphas, values = found.line
         between = (alphas >= 0) & (alphas <= 1)
-        highest = values.where(between, -values.new_tensor(float("inf"))).argmax()
+        alphas, values = alphas[between], values[between]
+        highest = int(values.argmax())
+        barrier = f"at most {values[highest]:.4g}, at {alphas[highest]:.0%} of the way"
         sentences.append(
-            f"on the straight line: {values[alphas == 0].item():.4g} at the initial "
-            f"weights, at most {values[highest]:.4g}, at {alphas[highest]:.0%} of the "
-            "way"
+            f"on the straight line: {values[0]:.4g} at the initial weights, "
+            + (barrier if highest else "and no more on the way")
         )
     return sentences

@@ -116,9 +116,10 @@ def explore(
         MinitrainError: As `load` and `build` do.
     """
     folder = Path(run_dir)
-    config = read_run(folder, trust_code=trust_code)
-    if config is None:
+    if not (folder / "config.toml").exists():
         raise SettingsError(f"{folder} is no run directory: it holds no config.toml")
+    config = read_run(folder, trust_code=trust_code)
+    assert config is not None
     states = RandomStates(find_device("auto"))
     with states.replay(states.keep()):
         model = load(folder, trust_code=trust_code)
