@@ -97,3 +97,17 @@ def test_the_core_is_a_numbered_list_and_every_room_has_a_row() -> None:
 def test_every_picture_exists() -> None:
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
     assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_a_run_in_a_notebook_has_a_history(
+    few_digits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the notebook's section shows, but for pandas, and on few digits."""
+    monkeypatch.chdir(tmp_path)
+    assert run(parse(["--data.name", "digits", "--run-dir", "runs/EARLIER"])).steps
+    (code,) = blocks_under("The whole way in one notebook")
+    code = code.replace("epochs=1", "epochs=1, data={'name': 'digits'}")
+    names: dict = {}
+    exec(re.sub(r"table = .*", "", code), names)
+    assert names["steps"].tolist() == [1, 10] and len(names["losses"]) == 2
+    assert names["earlier"]["loss/train"].steps.tolist() == [1, *range(10, 51, 10)]

@@ -31,7 +31,7 @@ def test_every_tag_has_its_steps_and_values(logged: Path) -> None:
     steps, values = history["loss/train"]
     assert steps.dtype == np.int64 and values.dtype == np.float64
     assert steps.tolist() == [1, 10, 20]
-    assert values.tolist() == np.float32([1, 0.1, 0.05]).tolist()
+    assert values.tolist() == np.array([1, 0.1, 0.05], np.float32).tolist()
     assert history["accuracy/test"].steps.tolist() == [20]
     assert history["accuracy/test"].values.tolist() == [0.25]
     assert "loss/test" not in history and history.get("loss/test") is None
