@@ -252,14 +252,14 @@ class Shards:
         buffers = [*model.buffers()]
         before = [buffer.detach().clone() for buffer in buffers]
         nothing = Mean(0, _zero(params[0]), [None] * len(params), before)
-        is_last = len(self.own) == 1  # whose gradient nobody overwrites
+        is_only = len(self.own) == 1  # so that nothing overwrites its gradient
 
         def leaf(part: Window) -> Mean:
             optimizer.zero_grad()
             _copy(before, buffers)
             loss = _exact(backward(part))
             grads = [p.grad for p in params]
-            if not is_last:
+            if not is_only:
                 grads = [None if g is None else g.clone() for g in grads]
             after = [buffer.detach().clone() for buffer in buffers]
             reading = watch.read_shard(part.num_samples)
