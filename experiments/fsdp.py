@@ -85,9 +85,7 @@ def resume(folder: Path, model: nn.Module, optimizer: SGD) -> int:
     state = state_of(model, optimizer)
     load(state, checkpoint_id=found[-1])
     weights, moments = state["model"], state["optimizer"]
-    set_state_dict(
-        model, optimizer, model_state_dict=weights, optim_state_dict=moments
-    )
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
     return int(found[-1].name)
 
 
@@ -101,8 +99,8 @@ def run(folder: Path, epochs: int, num_samples: int) -> Iterator[tuple[int, str]
     start = resume(folder, model, optimizer)
     if start:
         yield start, "continued"
-    own = (each[rank::world_size] for each in draw(num_samples, seed=1))
-    batches = Batches(*own, BATCH_SIZE // world_size, seed=0)
+    x, y = (each[rank::world_size] for each in draw(num_samples, seed=1))
+    batches = Batches(x, y, BATCH_SIZE // world_size, seed=0)
     steps = train(
         model, optimizer, batches, loss_fn, epochs=epochs, clip_norm=1.0, start=start
     )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from minitrain.evaluation import predict as predict
     from minitrain.experiment.data import Data as Data
     from minitrain.experiment.recorder import Recorder as Recorder
-    from minitrain.experiment.runner import load as load
+    from minitrain.experiment.trained import load as load
     from minitrain.gradients import check_gradient as check_gradient
     from minitrain.gradients import directional_derivative as directional_derivative
     from minitrain.gradients import (
@@ -66,7 +66,7 @@ _HOMES = {
     "finite_difference_gradient": "gradients",
     "gradient": "gradients",
     "hessian_vector_product": "hessians",
-    "load": "experiment.runner",
+    "load": "experiment.trained",
     "predict": "evaluation",
     "sgd_update": "sgd",
     "steepest_ascent": "gradients",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from minitrain.sharded import are_sharded
 from minitrain.shards import Shards
+from minitrain.watcher import UNWATCHED, Watch
 from minitrain.windows import Window
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ def groups_of(model: nn.Module) -> "Groups":
         model: Is a `DistributedDataParallel` or contains one, as a compiled one does;
             or has DTensors as parameters, as `fully_shard` makes them.
     """
-    module: Any
     for module in model.modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
-            return [module.process_group]
+            group: Any = module.process_group
+            return [group]
     parameter: Any
     for parameter in model.parameters():
         if are_sharded([parameter]):
@@ -96,9 +97,10 @@ class Averaged(Shards):
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         backward: Callable[[Window], Tensor],
+        watch: Watch = UNWATCHED,
     ) -> tuple[Tensor, int]:
         """Do as `Shards.backward`; return the loss and the samples of all processes."""
-        loss, num_samples = super().backward(window, model, optimizer, backward)
+        loss, num_samples = super().backward(window, model, optimizer, backward, watch)
         loss = loss.reshape(()).double()
         told = torch.stack([loss, loss.new_tensor(num_samples)])
         loss, num_each = mean_over(self.groups, told)

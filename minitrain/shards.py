@@ -14,6 +14,7 @@ W, nor on who is faster, and what moves between processes is never added on its 
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -25,6 +26,7 @@ from minitrain.epochs import size_of
 from minitrain.loading import DatasetBatches
 from minitrain.randomness import seed_all
 from minitrain.samples import move
+from minitrain.watcher import UNWATCHED, Watch
 from minitrain.windows import Window
 
 T = TypeVar("T")
@@ -73,6 +75,8 @@ class Mean(NamedTuple):
     """Of each parameter; None where the loss does not depend on it."""
     buffers: Sequence[Tensor] = ()
     """What the forward pass left in the model's buffers."""
+    reading: float = math.nan
+    """What a watcher has read of the samples."""
 
 
 def join(left: Mean, right: Mean) -> Mean:
@@ -108,6 +112,7 @@ def join(left: Mean, right: Mean) -> Mean:
         mean(left.loss, right.loss),
         [*map(mean_grad, left.grads, right.grads)],
         [*map(mean_buffer, left.buffers, right.buffers)],
+        weights[0] * left.reading + weights[1] * right.reading,
     )
 
 
@@ -224,6 +229,7 @@ class Shards:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         backward: Callable[[Window], Tensor],
+        watch: Watch = UNWATCHED,
     ) -> tuple[Tensor, int]:
         """Leave the gradient of the mean loss of a window in the parameters.
 
@@ -235,6 +241,7 @@ class Shards:
             model: The model, for its buffers.
             optimizer: Has the parameters, whose gradients are zero or absent.
             backward: Adds the gradient of some of the batches, and returns their loss.
+            watch: Watches the step.
 
         Returns:
             The mean loss, and the number of samples.
@@ -245,16 +252,21 @@ class Shards:
         buffers = [*model.buffers()]
         before = [buffer.detach().clone() for buffer in buffers]
         nothing = Mean(0, _zero(params[0]), [None] * len(params), before)
+        is_last = len(self.own) == 1  # whose gradient nobody overwrites
 
         def leaf(part: Window) -> Mean:
             optimizer.zero_grad()
             _copy(before, buffers)
             loss = _exact(backward(part))
-            grads = [None if p.grad is None else p.grad.clone() for p in params]
+            grads = [p.grad for p in params]
+            if not is_last:
+                grads = [None if g is None else g.clone() for g in grads]
             after = [buffer.detach().clone() for buffer in buffers]
-            return Mean(part.num_samples, loss, grads, after)
+            reading = watch.read_shard(part.num_samples)
+            return Mean(part.num_samples, loss, grads, after, reading)
 
         mean = self._reduce(window, leaf, nothing, params)
+        watch.note_shards(mean.reading)
         _copy(mean.buffers, buffers)
         for param, grad in zip(params, mean.grads, strict=True):
             if grad is None or param.grad is None:
@@ -308,7 +320,7 @@ def _root(leaves: Iterator[Mean], num: int) -> Mean:
 def _as_message(mean: Mean, params: Sequence[Tensor]) -> list[Tensor]:
     """Return a mean as tensors whose shapes do not depend on what is in it."""
     is_there = [float(grad is not None) for grad in mean.grads]
-    numbers = mean.loss.new_tensor([mean.num_samples, *is_there])
+    numbers = mean.loss.new_tensor([mean.num_samples, mean.reading, *is_there])
     pairs = zip(mean.grads, params, strict=True)
     grads = [torch.zeros_like(p) if grad is None else grad for grad, p in pairs]
     return [numbers, mean.loss, *grads, *mean.buffers]
@@ -316,12 +328,12 @@ def _as_message(mean: Mean, params: Sequence[Tensor]) -> list[Tensor]:
 
 def _from_message(message: Sequence[Tensor], num_params: int) -> Mean:
     numbers, loss, *tensors = message
-    num_samples, *is_there = numbers.tolist()
+    num_samples, reading, *is_there = numbers.tolist()
     grads = [
         tensor if flag else None
         for tensor, flag in zip(tensors[:num_params], is_there, strict=True)
     ]
-    return Mean(int(num_samples), loss, grads, tensors[num_params:])
+    return Mean(int(num_samples), loss, grads, tensors[num_params:], reading)
 
 
 def _exact(loss: Tensor) -> Tensor:

@@ -99,6 +99,8 @@ THROUGHPUT = "throughput/samples_per_second"
 
 # What is measured after every epoch.
 
+WAITING = "cost/waiting"
+"""What rank 0 spent on the numbers of other ranks, over the time of the steps."""
 PANEL_COST = "cost/panel"
 """The panel's seconds, over those of the training."""
 LARGEST_EIGENVALUE = "sharpness/largest_eigenvalue"

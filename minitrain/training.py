@@ -186,7 +186,9 @@ def train(
         watching = watcher.step(number, loss_of, is_last=is_last, autocast=autocast)
         with watching as watch:
             optimizer.zero_grad()
-            loss, num_samples = shards.backward(window, model, optimizer, backward)
+            loss, num_samples = shards.backward(
+                window, model, optimizer, backward, watch
+            )
             grads = _grads_of(optimizer)
             check_dependence(bool(grads))
             total = norm(grads)

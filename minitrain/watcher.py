@@ -1,5 +1,6 @@
 """Who watches a training: the one seam by which instruments reach the loop."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
@@ -15,6 +16,18 @@ class Watch(Protocol):
     @property
     def readings(self) -> Mapping[str, float]:
         """What was read of the step, complete when it is over."""
+        ...
+
+    def read_shard(self, num_samples: int) -> float:
+        """Measure what the backward pass of one shard alone can tell; NaN for nothing.
+
+        Args:
+            num_samples: The samples in the shard, whose mean loss was differentiated.
+        """
+        ...
+
+    def note_shards(self, mean: float) -> None:
+        """Take in the mean over all samples of what was read of their shards."""
         ...
 
     def before_update(
@@ -59,6 +72,12 @@ class _Unwatched:
 
     def step(self, *_: object, **__: object) -> AbstractContextManager[Watch]:
         return nullcontext(self)
+
+    def read_shard(self, num_samples: int) -> float:
+        return math.nan
+
+    def note_shards(self, mean: float) -> None:
+        pass
 
     def before_update(
         self, loss: float, num_samples: int, clip_factor: float | None

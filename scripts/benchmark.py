@@ -15,10 +15,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from benchmarks import loop, optimizer, peers, processes, time_to_99
+from benchmarks import loop, optimizer, peers, processes, shared, time_to_99
 from benchmarks.compare import Row
 
-Section = Literal["sgd", "loop", "panel", "time-to-99", "start", "memory", "peers"]
+Section = Literal[
+    "sgd", "loop", "panel", "time-to-99", "start", "memory", "processes", "peers"
+]
 SECTIONS: dict[Section, Callable[[int], Iterator[Row]]] = {
     "sgd": optimizer.rows,
     "loop": loop.rows,
@@ -26,6 +28,7 @@ SECTIONS: dict[Section, Callable[[int], Iterator[Row]]] = {
     "time-to-99": time_to_99.rows,
     "start": processes.start_rows,
     "memory": processes.memory_rows,
+    "processes": shared.rows,
     "peers": peers.rows,
 }
 

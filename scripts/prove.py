@@ -1,7 +1,7 @@
 """Prove what is said of runs that survive: python scripts/prove.py [--mutants]
 
 Runs the tests of each claim with as many repetitions as the claim speaks of, two claims
-at a time, about twenty minutes on two cores, and prints a table. With `--mutants` it
+at a time, about forty minutes on two cores, and prints a table. With `--mutants` it
 plants one fault after the other instead, those of `proof/faults.py`, and shows that the
 tests catch each.
 """
@@ -111,6 +111,36 @@ CLAIMS = [
     Claim(
         "66 checkpoints with the right hash and wrong content: refused in a sentence",
         "tests/experiment/test_state.py",
+    ),
+    Claim(
+        "100 SIGKILLs of random ranks: the others end in 5 s and name it, same bits",
+        "tests/experiment/test_processes.py",
+        "random and killed",
+        ("MINITRAIN_NUM_RANK_KILLS", 100),
+    ),
+    Claim(
+        "20 SIGSTOPs of random ranks: the others end in 15 s and name it, same bits",
+        "tests/experiment/test_processes.py",
+        "random and stopped",
+        ("MINITRAIN_NUM_RANK_STOPS", 20),
+    ),
+    Claim(
+        "20 signals to torchrun: one last step, one checkpoint, nobody left behind",
+        "tests/cli/test_torchrun.py",
+        "signal",
+        ("MINITRAIN_NUM_TORCHRUN_SIGNALS", 20),
+    ),
+    Claim(
+        "10 kills of ranks under torchrun --max-restarts: it goes on by itself",
+        "tests/cli/test_torchrun.py",
+        "killed",
+        ("MINITRAIN_NUM_TORCHRUN_KILLS", 10),
+    ),
+    Claim(
+        "1, 2 and 4 processes, and two machines: every bit and every point the same",
+        "tests/test_shards.py tests/experiment/test_processes.py "
+        "tests/cli/test_torchrun.py",
+        "not random",
     ),
     Claim(
         "damaged event files, and disks that are full for a while: no other point lost",

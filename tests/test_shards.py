@@ -8,9 +8,11 @@ import torch
 from harness.processes import in_group
 from torch import Tensor, nn
 
-from minitrain import SGD, Batches, ParameterVector, train
+from minitrain import SGD, Batches, ParameterVector, tags, train
 from minitrain.batches import bounds_of
 from minitrain.evaluation import evaluate
+from minitrain.instruments.cadence import Cadence
+from minitrain.instruments.panel import Panel
 from minitrain.loading import DatasetBatches
 from minitrain.randomness import seed_all
 from minitrain.shards import Alone, Mean, Shards, join
@@ -288,3 +290,38 @@ def test_batches_are_dataclasses_that_can_be_cut() -> None:
     batches = Batches(*samples(6), batch_size=3)
     cut = Shards(2).cut(batches)
     assert dataclasses.replace(cut, cut=None) == batches and len(cut) == 4
+
+
+def test_instruments_read_the_batch_and_not_a_shard() -> None:
+    """All readings of a run in shards are those of one without, the noise too.
+
+    Batches of 7 samples, the last of 4, have shards of different sizes.
+    """
+    readings = []
+    for num in (1, 2, 4):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+        optimizer = SGD(ParameterVector(model), lr=0.1, momentum=0.5)
+        panel = Panel(model, optimizer, Cadence(look=1, audit=1, truth=1, noise=1))
+        inputs, targets = samples(18)
+        batches = Batches(inputs.double(), targets, batch_size=7, seed=0)
+        steps = train(
+            model,
+            optimizer,
+            batches,
+            nn.functional.cross_entropy,
+            epochs=2,
+            watcher=panel,
+            shards=Shards(num),
+        )
+        readings.append([dict(step.readings) for step in steps])
+        assert not panel.withheld
+    whole, *others = readings
+    assert {tags.SIGNAL_SHARE, tags.AUDIT_MARGIN, tags.TRUTH_ERROR} <= whole[0].keys()
+    for each in others:
+        for one, other in zip(each, whole, strict=True):
+            truth = {tag for tag in one if tag.startswith("truth/")}  # of rounding
+            assert one.keys() == other.keys()
+            for tag in one.keys() - truth:
+                assert math.isclose(one[tag], other[tag], rel_tol=1e-6, abs_tol=1e-9)
+            assert all(one[tag] < 1e-3 for tag in truth)

@@ -111,18 +111,9 @@ def build(config: Config, group: Group | Single | None = None) -> Run:
         optimizer=optimizer,
         largest_lr=float(optimizer.param_groups[0]["lr"]),
         average=WeightAverage(model, config.ema) if config.ema else None,
-        panel=_panel(config, model, optimizer),
+        panel=Panel(model, optimizer) if config.instruments.budget else None,
         findings=_findings(config, batches, outputs, loss_fn),
     )
-
-
-def _panel(config: Config, model: nn.Module, optimizer: Optimizer) -> Panel | None:
-    if not config.instruments.budget:
-        return None
-    panel = Panel(model, optimizer)
-    if config.shards > 1:
-        panel.withheld["noise"] = "the shards of a batch are differentiated one by one"
-    return panel
 
 
 def seed_all(seed: int) -> None:

@@ -78,6 +78,7 @@ def _absent(run: Run) -> set[str]:
         tags.LARGEST_EIGENVALUE: run.config.instruments.sharpness,
         tags.CLIP_FRACTION: run.config.clip_norm is not None,
         tags.DECAY_SHARE: has_decay,
+        tags.WAITING: run.group.world_size > 1,
     }
     never = {tag for tag, is_logged in is_there.items() if not is_logged}
     return never | (OF_PANEL if run.panel is None else run.panel.withheld.keys())

@@ -23,6 +23,7 @@ from minitrain.experiment.report import (
     tell,
     tell_withheld,
 )
+from minitrain.experiment.sharing import find_waiting
 from minitrain.instruments.preflight import preflight
 from minitrain.instruments.readings import log2_counts
 from minitrain.instruments.sharpness import sharpness
@@ -48,6 +49,7 @@ class Journal:
         self.run, self.summary, self.board, self.bar = run, summary, board, bar
         bar.update(summary.steps)
         self._num_samples, self._seconds, self._loss = 0, 0.0, 0.0  # made here
+        self._waited = 0.0
         goes_on = summary.steps > 0 and run.group.rank == 0
         self._layers = LayerMaps(read_points(board.folder) if goes_on else ())
         self._next_drawing = max(LONG_SECONDS, 2 * summary.train_seconds)
@@ -91,6 +93,7 @@ class Journal:
         self.board.log(
             step.number, {tags.THROUGHPUT: self._num_samples / self._seconds}
         )
+        self._look_at_waiting(step.number)
         if run.valid_batches is None:  # nothing is chosen by it
             self.evaluate(step.number, "test", run.test_batches)
         else:
@@ -102,6 +105,16 @@ class Journal:
         line = EpochLine(step.epoch, run.config.epochs, step.number, self._seconds)
         say(epoch_line(line, self._loss / self._num_samples, summary))
         self._num_samples, self._seconds, self._loss = 0, 0.0, 0.0
+
+    def _look_at_waiting(self, step: int) -> None:
+        """Take in what of an epoch's steps was spent on other processes."""
+        group, waited = self.run.group, self._waited
+        if group.world_size == 1:
+            return
+        share, self._waited = (group.seconds - waited) / self._seconds, group.seconds
+        self.board.log(step, {tags.WAITING: share})
+        found = find_waiting(step, share, group.world_size)
+        tell(self.summary, self.run.findings.take(found))
 
     def evaluate(
         self, step: int, part: str, batches: Batches | DatasetBatches

@@ -105,7 +105,7 @@ class Notes:
 
 def _begin(board: Board, name: str, settings: Mapping[str, Any]) -> None:
     """Show what is known at the start."""
-    absent = (tags.LARGEST_EIGENVALUE, tags.THROUGHPUT)
+    absent = (tags.LARGEST_EIGENVALUE, tags.THROUGHPUT, tags.WAITING)
     charts = without([at_a_glance(), in_depth()], absent)
     board.layout(charts, prefix="(.*/)?")  # the name of a network
     rows = [f"| {key} | {value} |" for key, value in settings.items()]

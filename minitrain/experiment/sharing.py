@@ -5,8 +5,12 @@ from pathlib import Path
 from minitrain.distributed.group import Group, Single
 from minitrain.distributed.launch import Launch
 from minitrain.experiment.settings import Config
+from minitrain.instruments.findings import Finding
 from minitrain.system.errors import SettingsError
 from minitrain.system.terminal import say
+
+MOST_WAITING = 0.5
+"""Share of the steps' time; with more, processes wait longer than they compute."""
 
 RUN_DIR = "run directory"
 """By this name it is remembered where a group may have to continue."""
@@ -30,6 +34,28 @@ def check_shards(config: Config, launch: Launch) -> None:
             f"shards = {config.shards}: a batch of data.batch-size = {size} samples "
             "cannot be cut into so many"
         )
+
+
+def find_waiting(step: int, share: float, world_size: int) -> list[Finding]:
+    """Look at whether the processes are worth it.
+
+    Args:
+        step: The last one that counts.
+        share: What rank 0 spent of the steps' time on other ranks' numbers.
+        world_size: How many they are.
+    """
+    if share <= MOST_WAITING:
+        return []
+    text = (
+        f"{share:.0%} of the steps' time goes into telling {world_size} processes of "
+        "each other's gradients, and waiting for them: longer than they compute."
+    )
+    fewer = f"{world_size // 2} processes" if world_size > 2 else "one process"
+    advice = (
+        f"Take {fewer}, which changes no bit; or have more to compute in a step: "
+        "a larger --data.batch-size, or --accumulate."
+    )
+    return [Finding("processes wait", step, text, advice)]
 
 
 def continued(config: Config, group: Group | Single) -> Config:

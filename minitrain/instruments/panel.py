@@ -68,7 +68,7 @@ class Panel:
         self.withheld = find_obstacles(model, self._parameters)
         """The instruments, or single readings by their tags, that are not given, and
         why."""
-        self.cadence = self._possible(Cadence() if cadence is None else cadence)
+        self.cadence = (cadence or Cadence()).without(self.withheld)
         self._model, self._optimizer, self._beside = model, optimizer, beside
         self._memory = Memory.begin(self._parameters.theta())
         self._sample_norms = PerSampleNorms(model)
@@ -166,7 +166,7 @@ class Panel:
         """
         seconds, memory = self.seconds, self._memory
         step, costs = math.inf, dict.fromkeys(Cadence._fields, math.inf)
-        batch_loss = self._loss(loss_of, autocast)
+        batch_loss = BatchLoss(self._model, loss_of, autocast, self._beside)
         for kind in Cadence._fields * 3:  # the first time is slower
             start, self.seconds = time.perf_counter(), 0.0
             plan = Plan(due=frozenset({kind}))
@@ -181,12 +181,7 @@ class Panel:
         self.seconds, self._memory = seconds, memory
         step, *each = batch_loss.agree(step, *costs.values())
         fitted = fit_cadence(dict(zip(costs, each, strict=True)), step, budget, unit)
-        return self._possible(fitted)
-
-    def _possible(self, cadence: Cadence) -> Cadence:
-        """Return the cadence without what is withheld, which never reads."""
-        never = dict.fromkeys(self.withheld.keys() & cadence._asdict().keys(), 0)
-        return cadence._replace(**never)
+        return fitted.without(self.withheld)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what later readings depend on, for a checkpoint."""
@@ -213,10 +208,10 @@ class Panel:
         """Enclose a step that is read, or the one before it; 0 is none of a loop."""
         plan = plan._replace(due=plan.due.difference(self.withheld))
         with self._timed():
-            same = full = self._loss(loss_of, autocast)
+            same = full = BatchLoss(self._model, loss_of, autocast, self._beside)
             if autocast is not None:
-                full = self._loss(loss_of, None)
-            watch = Watch(plan, same, full, self._observe)
+                full = BatchLoss(self._model, loss_of, None, self._beside)
+            watch = Watch(plan, same, full, self._observe, self._read_samples)
             reads_noise = "noise" in plan.due
             samples = self._sample_norms.watch() if reads_noise else nullcontext()
         leftover = self._leftover.look(number, lambda: watch.observation is not None)
@@ -228,9 +223,6 @@ class Panel:
             self.seconds += self._sample_norms.seconds if reads_noise else 0.0
             if watch.observation is not None:
                 self._conclude(watch, watch.observation)
-
-    def _loss(self, loss_of: LossOf, autocast: torch.dtype | None) -> BatchLoss:
-        return BatchLoss(self._model, loss_of, autocast, self._beside)
 
     def _observe(
         self, watch: Watch, loss: float, num_samples: int, clip_factor: float | None
@@ -250,7 +242,7 @@ class Panel:
                 before=parameters.theta().copy() if plan.compares else Vector(),
             )
             if "noise" in plan.due and num_samples != 1:  # one sample shows no noise
-                step = replace(step, noise=self._estimate_noise(step))
+                step = replace(step, noise=self._estimate_noise(step, watch))
             if "truth" in plan.due:
                 first_loss = self._memory.first_loss
                 is_rough = watch.full is not watch.same
@@ -258,12 +250,26 @@ class Panel:
                 watch.readings |= read_truth(self.slopes)
         return step
 
-    def _estimate_noise(self, step: Observation) -> NoiseEstimate | None:
+    def _read_samples(self, watch: Watch, num_samples: int) -> float:
+        """Return the mean square of the gradients of a shard's samples, or NaN."""
+        if "noise" not in watch.plan.due:
+            return math.nan
+        with self._timed():
+            norms = self._sample_norms
+            norms.close()
+            mean_square = norms.mean_square(num_samples)
+            self.seconds += norms.seconds
+            norms.watch()  # of the next shard
+        return math.nan if mean_square is None else mean_square
+
+    def _estimate_noise(self, step: Observation, watch: Watch) -> NoiseEstimate | None:
         """Compare the gradients of single samples with that of the batch."""
         norms, num_samples = self._sample_norms, step.num_samples
         norms.close()
-        mean_square = norms.mean_square(num_samples) if num_samples else None
-        if mean_square is None:
+        mean_square = watch.mean_square
+        if mean_square is None and num_samples:
+            mean_square = norms.mean_square(num_samples)
+        if mean_square is None or math.isnan(mean_square):
             self.withheld["noise"] = norms.withheld or "num_samples is not known"
             return None
         batch_square = step.unclip(step.gradient.norm.item()) ** 2

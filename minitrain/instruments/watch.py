@@ -1,5 +1,6 @@
 """One step while it is watched: what the loop tells, and what is read."""
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -17,6 +18,7 @@ class Watch:
         same: BatchLoss,
         full: BatchLoss,
         observe: Callable[["Watch", float, int, float | None], Observation],
+        read_samples: Callable[["Watch", int], float],
     ) -> None:
         self.readings: Readings = {}
         """Tags and values, complete when the block is left."""
@@ -27,7 +29,17 @@ class Watch:
         """The step, from when its gradient is complete."""
         self.clip_factor: float | None = None
         """What the loop multiplied the gradient by, where it told that it clips."""
-        self._observe = observe
+        self.mean_square: float | None = None
+        """Of the gradients of all samples, where they were measured shard by shard."""
+        self._observe, self._read_samples = observe, read_samples
+
+    def read_shard(self, num_samples: int) -> float:
+        """Return the mean square of the samples' gradients in a shard, or NaN."""
+        return self._read_samples(self, num_samples)
+
+    def note_shards(self, mean: float) -> None:
+        """Take in the mean over all shards."""
+        self.mean_square = mean
 
     def note_clipping(self, factor: float) -> None:
         """Take in what a loop of one's own multiplied the gradient by."""
@@ -50,6 +62,12 @@ class Unread:
 
     def note_clipping(self, factor: float) -> None:
         self._pass_over(factor)
+
+    def read_shard(self, num_samples: int) -> float:
+        return math.nan
+
+    def note_shards(self, mean: float) -> None:
+        pass
 
     def before_update(
         self, loss: float, num_samples: int, clip_factor: float | None

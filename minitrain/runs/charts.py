@@ -121,6 +121,7 @@ def in_depth(matrices: Sequence[str] = (), averaged: Sequence[str] = ()) -> Cate
         }
         | {
             "Cost of the panel": [tags.PANEL_COST],
+            "Waiting for other processes": [tags.WAITING],
             "Samples per second": [tags.THROUGHPUT],
         },
         is_closed=True,

@@ -94,6 +94,8 @@ OF_ONE = {
     tags.LR: "Learning rate: theta <- theta - lr * direction.",
     tags.THROUGHPUT: "Training samples per second, without tests and checkpoints. "
     "Healthy: level.",
+    tags.WAITING: "Share of the steps' time that goes into telling other processes of "
+    "gradients, and waiting for theirs. Healthy: below 0.5, else fewer are faster.",
     tags.PANEL_COST: "Seconds of the instrument panel over those of the training. "
     "Healthy: at most `--instruments.budget`, after the first epoch.",
     tags.LARGEST_EIGENVALUE: "Largest eigenvalue of the Hessian: the sharpest "

@@ -19,6 +19,7 @@ VARIABLE = "MINITRAIN_FAULT"
 SAVING = "tests/system/test_files.py tests/runs/test_checkpoint.py"
 RESUMING = "tests/experiment/test_resume.py"
 DIRECTORY = "tests/experiment/test_directory.py"
+SHARING = "tests/test_shards.py tests/experiment/test_processes.py"
 LIMITS = "tests/experiment/test_limits.py"
 
 
@@ -305,11 +306,86 @@ def points_given_up_when_the_disk_was_full_once(events: Any) -> None:
     replace(events.EventFile, flush=flush_until_it_fails)
 
 
-@fault("minitrain.experiment.runner", LIMITS)
-def divergence_in_the_last_update_called_finished(runner: Any) -> None:
-    replace(runner, _check_loss=lambda *_: None)
+@fault("minitrain.experiment.course", LIMITS)
+def divergence_in_the_last_update_called_finished(course: Any) -> None:
+    replace(course, _check_loss=lambda *_: None)
 
 
 @fault("minitrain.experiment.state", "tests/experiment/test_state.py")
 def the_content_of_checkpoints_not_checked(state: Any) -> None:
     replace(state, check_state=lambda found, definition: None)
+
+
+# Processes
+
+
+@fault("minitrain.shards", SHARING)
+def the_last_batch_padded(shards: Any) -> None:
+    def slices(self: Any, bounds: Any) -> Iterator[tuple[int, int]]:
+        for start, end in bounds:
+            size = -(-(end - start) // self.num)
+            for shard in self.own:  # the last samples once more, where some are missing
+                first = min(start + shard * size, end - size)
+                yield first, first + size
+
+    replace(shards.Shards, _slices=slices)
+
+
+@fault("minitrain.shards", SHARING)
+def a_mean_without_weights(shards: Any) -> None:
+    join = shards.join
+
+    def join_halves(left: Any, right: Any) -> Any:
+        num_samples = left.num_samples + right.num_samples
+        if not left.num_samples or not right.num_samples:
+            return join(left, right)
+        same = (each._replace(num_samples=1) for each in (left, right))
+        return join(*same)._replace(num_samples=num_samples)
+
+    replace(shards, join=join_halves)
+
+
+@fault("minitrain.shards", SHARING)
+def the_same_dropout_mask_on_all_ranks(shards: Any) -> None:
+    seed_all = shards.seed_all
+
+    def seed_step(text: str, device: Any) -> None:
+        seed_all(text.partition(" of ")[2], device)
+
+    replace(shards, seed_all=seed_step)
+
+
+@fault("minitrain.shards", SHARING)
+def a_sum_in_the_order_of_ranks(shards: Any) -> None:
+    def root(leaves: Any, num: int) -> Any:
+        mean = next(leaves)
+        for _ in range(num - 1):
+            mean = shards.join(mean, next(leaves))
+        return mean
+
+    replace(shards, _root=root)
+
+
+@fault("minitrain.shards", SHARING)
+def an_audit_with_the_loss_of_its_own_samples(shards: Any) -> None:
+    loss, num_samples = shards.Shards.loss, shards.size_of
+
+    def own_loss(self: Any, window: Any, model: Any, loss_of: Any) -> Any:
+        own = [batch for batch in window.batches if num_samples(batch)]
+        if self.peers.world_size == 1 or not own:
+            return loss(self, window, model, loss_of)
+        return loss_of(window._replace(batches=own))
+
+    replace(shards.Shards, loss=own_loss)
+
+
+@fault("minitrain.shards", SHARING)
+def batch_norm_of_the_first_shard_alone(shards: Any) -> None:
+    join = shards.join
+
+    def join_all_else(left: Any, right: Any) -> Any:
+        kept = [buffer.clone() for buffer in left.buffers]
+        joined = join(left, right)
+        return joined._replace(buffers=kept if left.num_samples else joined.buffers)
+
+    replace(shards, join=join_all_else)

@@ -16,7 +16,7 @@ from torch import nn
 
 import minitrain
 from minitrain.evaluation import evaluate
-from minitrain.experiment import runner
+from minitrain.experiment import course, runner
 from minitrain.experiment.reading import parse, read
 from minitrain.experiment.source import load_file
 from minitrain.runs.summary import Summary
@@ -124,7 +124,7 @@ def test_a_run_keeps_source_and_settings_and_is_loaded_by_trust_alone(file) -> N
 def test_a_stopped_run_ends_as_if_never_stopped(file, by: str, monkeypatch) -> None:
     path = file()
     expected = train(path, "--run-dir", "whole", "--ema", "0.9").fingerprint
-    monkeypatch.setattr(runner.Saver, "save", stopping(runner.Saver.save, at=8))
+    monkeypatch.setattr(course.Saver, "save", stopping(course.Saver.save, at=8))
     with pytest.raises(KeyboardInterrupt):
         train(path, "--run-dir", "cut", "--ema", "0.9")
     monkeypatch.undo()
@@ -215,7 +215,7 @@ def test_another_optimizer_is_resumed_and_not_explained(
 ) -> None:
     path = file(POINTS + OWN_OPTIMIZER)
     whole = train(path, "--run-dir", "whole", "--optimizer.beta", "0.8")
-    monkeypatch.setattr(runner.Saver, "save", stopping(runner.Saver.save, at=8))
+    monkeypatch.setattr(course.Saver, "save", stopping(course.Saver.save, at=8))
     with pytest.raises(KeyboardInterrupt):
         train(path, "--run-dir", "cut", "--optimizer.beta", "0.8")
     monkeypatch.undo()
@@ -288,7 +288,7 @@ def test_patience_ends_a_run_and_outlasts_a_restart(file, monkeypatch) -> None:
     summary = train(path, "--run-dir", "whole", *words)
     assert (summary.epochs, summary.best_epoch) == (3, 1) and summary.is_stopped_early
     assert summary.status == "finished"
-    monkeypatch.setattr(runner.Saver, "save", stopping(runner.Saver.save, at=24))
+    monkeypatch.setattr(course.Saver, "save", stopping(course.Saver.save, at=24))
     with pytest.raises(KeyboardInterrupt):
         train(path, "--run-dir", "cut", *words)
     monkeypatch.undo()
