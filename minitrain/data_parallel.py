@@ -10,7 +10,8 @@ whatever the numbers of samples. So that loss is the one to tell and to compare 
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +48,23 @@ def groups_of(model: nn.Module) -> "Groups":
             mesh = parameter.device_mesh
             return [mesh.get_group(axis) for axis in range(mesh.ndim)]
     return []
+
+
+@contextmanager
+def synchronization_kept(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Have the next pass share buffers as if there had been no passes in the block.
+
+    After a pass without gradients `DistributedDataParallel` would leave that out: then
+    the running statistics of BatchNorm were other ones on all processes but the first.
+    """
+    modules = [module for model in models for module in model.modules()]
+    ddps = [m for m in modules if isinstance(m, nn.parallel.DistributedDataParallel)]
+    kept = [ddp.require_forward_param_sync for ddp in ddps]
+    try:
+        yield
+    finally:
+        for ddp, value in zip(ddps, kept, strict=True):
+            ddp.require_forward_param_sync = value
 
 
 def without_ddp(model: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from minitrain.data_parallel import groups_of, mean_over
+from minitrain.data_parallel import groups_of, mean_over, synchronization_kept
 from minitrain.randomness import RandomStates
 
 LossOf = Callable[[], Tensor]
@@ -62,7 +62,7 @@ class BatchLoss:
         own = (buffer for model in self._models for buffer in model.buffers())
         buffers = [(b, b.detach().clone()) for b in own]
         try:
-            with self._random.replay(self._start):
+            with self._random.replay(self._start), synchronization_kept(self._models):
                 yield
         finally:
             with torch.no_grad():

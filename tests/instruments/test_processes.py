@@ -54,7 +54,8 @@ class Seen(NamedTuple):
     readings: list[dict[str, float]]
     found: list[str]
     withheld: dict[str, str]
-    theta: list[float]
+    state: list[float]
+    """Of the model: parameters and buffers."""
 
 
 def watch(
@@ -81,10 +82,10 @@ def watch(
             optimizer.step()
         readings.append({tag: float(value) for tag, value in step.readings.items()})
         found += findings.check_slopes(number, watcher.slopes)
-    parts = model.parameters()
-    full = [p.full_tensor() if isinstance(p, DTensor) else p for p in parts]
-    theta = torch.cat([p.detach().flatten() for p in full])
-    return Seen(readings, [f.kind for f in found], watcher.withheld, theta.tolist())
+    parts = model.state_dict().values()
+    full = [x.full_tensor() if isinstance(x, DTensor) else x for x in parts]
+    state = torch.cat([x.flatten() for x in full])
+    return Seen(readings, [f.kind for f in found], watcher.withheld, state.tolist())
 
 
 def test_a_correct_run_under_ddp_gives_no_false_alarm_and_stays_as_it_is() -> None:
@@ -97,7 +98,7 @@ def test_a_correct_run_under_ddp_gives_no_false_alarm_and_stays_as_it_is() -> No
         return seen[0], seen[1]
 
     for watched, unwatched in in_process_group(2, work):
-        assert watched.found == [] and watched.theta == unwatched.theta
+        assert watched.found == [] and watched.state == unwatched.state
         assert all(each[tags.TRUTH_ERROR] < 0.01 for each in watched.readings)
         assert {*watched.withheld} == {"noise"}
         assert "DistributedDataParallel" in watched.withheld["noise"]
@@ -208,7 +209,7 @@ def test_all_readings_of_sharded_models_are_withheld_by_name() -> None:
 
     for watched, unwatched, fitted in in_process_group(2, work):
         assert watched.readings == [{}] * NUM_STEPS and watched.found == []
-        assert watched.theta == unwatched.theta and fitted == NEVER
+        assert watched.state == unwatched.state and fitted == NEVER
         assert {*watched.withheld} == {*Cadence._fields, tags.LEFT_OVER}
         assert all(
             "0.weight is a DTensor" in each for each in watched.withheld.values()
