@@ -14,12 +14,13 @@ The book, in the order in which it is read:
     training    the loop
     evaluation  how good the model is
 
-Second reading: rule, sgd_state and blocks (around the update), placing and flat (around
-the vector), hessians, lr_groups, samples, epochs, loading and windows (data on the way
-to a step), checks, metrics, averaging, watcher and tags (how instruments reach the loop
-and what their numbers mean), randomness, fingerprint. Behind them stand rooms, each
-with a sign in its `__init__`: instruments, runs, datasets, pictures, experiment,
-explain, cli and system. The core imports nothing of them.
+Second reading: variables and expressions (what can be walked on), rule, sgd_state and
+blocks (around the update), placing and flat (around the vector), hessians, lr_groups,
+samples, epochs, loading and windows (data on the way to a step), checks, metrics,
+averaging, watcher and tags (how instruments reach the loop and what their numbers
+mean), randomness, fingerprint. Behind them stand rooms, each with a sign in its
+`__init__`: instruments, runs, datasets, pictures, experiment, explain, cli and system.
+The core imports nothing of them; `Trajectory.plot` alone calls the pictures.
 """
 
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from minitrain.evaluation import evaluate as evaluate
     from minitrain.evaluation import predict as predict
     from minitrain.experiment.data import Data as Data
+    from minitrain.experiment.landscape import plot_landscape as plot_landscape
+    from minitrain.experiment.plotting import plot as plot
     from minitrain.experiment.recorder import Recorder as Recorder
     from minitrain.experiment.trained import load as load
     from minitrain.gradients import check_gradient as check_gradient
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from minitrain.hessians import hessian_vector_product as hessian_vector_product
     from minitrain.loading import DatasetBatches as DatasetBatches
     from minitrain.runs.board import Board as Board
+    from minitrain.runs.history import History as History
     from minitrain.sgd import SGD as SGD
     from minitrain.sgd import sgd_update as sgd_update
     from minitrain.training import Step as Step
@@ -55,6 +59,7 @@ _HOMES = {
     "Board": "runs.board",
     "Data": "experiment.data",
     "DatasetBatches": "loading",
+    "History": "runs.history",
     "ParameterVector": "vector",
     "Recorder": "experiment.recorder",
     "SGD": "sgd",
@@ -67,6 +72,8 @@ _HOMES = {
     "gradient": "gradients",
     "hessian_vector_product": "hessians",
     "load": "experiment.trained",
+    "plot": "experiment.plotting",
+    "plot_landscape": "experiment.landscape",
     "predict": "evaluation",
     "sgd_update": "sgd",
     "steepest_ascent": "gradients",

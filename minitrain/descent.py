@@ -13,12 +13,14 @@ tensor([[3.0000, 4.0000],
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from minitrain.gradients import gradient
+from minitrain.gradients import ScalarFunction, gradient
 from minitrain.sgd import SGD
+from minitrain.variables import of_point
 
 LARGEST = torch.finfo(torch.float32).max  # TensorBoard, for one, holds no larger number
 NUM_RISES = 10
@@ -28,15 +30,22 @@ NUM_RISES = 10
 class Trajectory:
     """What a walk saw: row k belongs to theta_k, the point after k steps."""
 
+    function: Callable[[Tensor], Tensor]  # f, of the point
     points: Tensor  # (k + 1, n)
     values: Tensor  # (k + 1,)
     gradients: Tensor  # (k + 1, n)
     grad_norms: Tensor  # (k + 1,)
     diverged: int | None  # the step that was given up, and has no row
 
+    def plot(self, **options: Any) -> Any:
+        """Return a figure of the walk; the options are those of `draw_descent`."""
+        from minitrain.pictures.descent import draw_descent
+
+        return draw_descent(self, **options)
+
 
 def descend(
-    function: Callable[[Tensor], Tensor],
+    function: ScalarFunction,
     start: Sequence[float] | Tensor,
     *,
     lr: float,
@@ -58,7 +67,7 @@ def descend(
     10
 
     Args:
-        function: Maps a tensor of shape (n,) to one with a single element.
+        function: f(point), of one tensor of shape (n,), or f(x, y, ...), of n numbers.
         start: Where the walk starts, shape (n,). All numbers are float64, or of the
             dtype of a start that is a tensor.
         lr, momentum, dampening, nesterov: As of `SGD`. Weight decay is left out: with
@@ -75,15 +84,16 @@ def descend(
         start = torch.tensor(start, dtype=torch.float64)
     if start.dim() != 1 or not len(start):
         raise ValueError(f"start has shape {tuple(start.shape)}: must be (n,), n > 0")
+    f = of_point(function)
     theta = nn.Parameter(start.detach().clone(), requires_grad=False)
     options = {"momentum": momentum, "dampening": dampening, "nesterov": nesterov}
     optimizer = SGD([theta], lr=lr, **options)
     rows, highest, rises, diverged = [], -math.inf, -1, None
     for step in range(steps + 1):
         point = theta.detach().clone()
-        grad = gradient(function)(point)
+        grad = gradient(f)(point)
         assert isinstance(grad, Tensor)
-        value = function(point).detach().reshape(())
+        value = f(point).detach().reshape(())
         row = (point, value, grad, torch.linalg.vector_norm(grad))
         rises = rises + 1 if value > highest else 0
         highest = max(highest, value)
@@ -97,4 +107,4 @@ def descend(
         optimizer.step()
     if not rows:
         raise ValueError(f"start = {start.tolist()}: f or its gradient is not finite")
-    return Trajectory(*map(torch.stack, zip(*rows, strict=True)), diverged=diverged)
+    return Trajectory(f, *map(torch.stack, zip(*rows, strict=True)), diverged=diverged)

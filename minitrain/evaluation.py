@@ -72,13 +72,8 @@ def evaluate(
     num_samples = sum(row.num_samples for row in rows)
     # A mean over some of the samples means another thing.
     names = [name for name in rows[0].metrics if all(name in r.metrics for r in rows)]
-    return Evaluation(
-        _sum([row.loss for row in rows]) / num_samples,
-        {
-            name: _sum([row.metrics[name] for row in rows]) / num_samples
-            for name in names
-        },
-    )
+    means = {n: _sum([row.metrics[n] for row in rows]) / num_samples for n in names}
+    return Evaluation(_sum([row.loss for row in rows]) / num_samples, means)
 
 
 class _Sums(NamedTuple):

@@ -1,10 +1,12 @@
 """What the README claims about the code."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from harness.commands import exit_code_of
 
 from minitrain.experiment.reading import parse
 from minitrain.experiment.runner import run
@@ -14,8 +16,29 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def blocks_under(heading: str) -> list[str]:
+    """The Python of a section."""
+    (section,) = re.findall(rf"^## {heading}\n(.*?)^## ", README, re.DOTALL | re.M)
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+def test_a_walk_from_python_is_that_of_the_command_and_plots_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = blocks_under("Walk down a hill")
+    names: dict = {}
+    exec(code, names)
+    walk = names["walk"]
+    assert walk.values[-1] < 0.1 < 57 == walk.values[0]
+    assert walk.plot()._repr_png_().startswith(b"\x89PNG")
+    (command,) = re.findall(r"descend\.py (\"x.*)", README)
+    monkeypatch.chdir(tmp_path)
+    assert exit_code_of("descend", *shlex.split(command), "--steps", 20) == 0
+    assert (tmp_path / "walk.gif").stat().st_size < 2_000_000
+
+
 def test_the_ten_lines_run_and_learn(capsys: pytest.CaptureFixture[str]) -> None:
-    code, groups = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[:2]
+    code, groups = blocks_under("Your own model and data, in ten lines")
     torch.manual_seed(0)
     names: dict = {}
     exec(code, names)
@@ -46,7 +69,7 @@ def test_a_loop_of_ones_own_runs_and_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (code,) = re.findall(r"## Your own loop\n.*?```python\n(.*?)```", README, re.DOTALL)
+    (code,) = blocks_under("Your own loop")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     for _ in range(2):
@@ -74,3 +97,17 @@ def test_the_core_is_a_numbered_list_and_every_room_has_a_row() -> None:
 def test_every_picture_exists() -> None:
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
     assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_a_run_in_a_notebook_has_a_history(
+    few_digits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the notebook's section shows, but for pandas, and on few digits."""
+    monkeypatch.chdir(tmp_path)
+    assert run(parse(["--data.name", "digits", "--run-dir", "runs/EARLIER"])).steps
+    (code,) = blocks_under("The whole way in one notebook")
+    code = code.replace("epochs=1", "epochs=1, data={'name': 'digits'}")
+    names: dict = {}
+    exec(re.sub(r"table = .*", "", code), names)
+    assert names["steps"].tolist() == [1, 10] and len(names["losses"]) == 2
+    assert names["earlier"]["loss/train"].steps.tolist() == [1, *range(10, 51, 10)]

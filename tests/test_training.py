@@ -295,6 +295,12 @@ def test_a_watcher_sees_every_step_and_none_without_one() -> None:
             assert not torch.equal(self.theta, vector.theta)
             seen.append((number, is_last))
 
+        def read_shard(self, num_samples):
+            raise AssertionError("the batch is whole")
+
+        def note_shards(self, mean):
+            raise AssertionError("the batch is whole")
+
         def before_update(self, loss, num_samples, clip_factor):
             assert torch.equal(self.theta, vector.theta)
             assert vector.theta.grad.norm().item() <= 0.1 + 1e-6

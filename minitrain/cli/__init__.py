@@ -1,8 +1,8 @@
 """The commands: one file for each.
 
 Start with `commands`, which lists them and has the door that they share. The commands
-are `train`, `descend`, `explain` and `plot`. Each reads its settings, does its work by
-the rooms below, and turns what happened into words and an exit code.
+are `train`, `descend`, `explain`, `plot` and `landscape`. Each reads its settings, does
+its work by the rooms below, and turns what happened into words and an exit code.
 
 This room imports everything, and nothing imports it but `minitrain.__main__` and the
 scripts.

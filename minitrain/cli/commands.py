@@ -10,9 +10,10 @@ from minitrain.system.terminal import exit_code, warn
 
 COMMANDS = {
     "train": "Train a network, and log how it went.",
-    "descend": "Walk down a function of x and y, against its gradient.",
+    "descend": "Walk down any function, against its gradient.",
     "explain": "Work out one update of one weight, with its actual numbers.",
     "plot": "Draw the curves of some runs in one picture.",
+    "landscape": "Draw the loss around the weights of a run, and on the way to them.",
 }
 """What each command does; its code is the module of that name beside this one."""
 

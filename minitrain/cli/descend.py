@@ -1,70 +1,94 @@
 """Walk down a function: minitrain descend FUNCTION [--key VALUE ...]"""
 
-import math
+import itertools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, SupportsFloat
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 from pydantic import Field, ValidationInfo, field_validator
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from minitrain.experiment.settings import Settings
-from minitrain.rule import Rule, equation
+from minitrain.experiment.settings import PrintablePath, Settings
+from minitrain.explain.walks import (
+    Problem,
+    describe,
+    find_problem,
+    options,
+    table,
+    table_of_all,
+    varying,
+    verdict,
+)
+from minitrain.rule import Rule
 from minitrain.runs.folder import check_unused, create_folder
 from minitrain.system.errors import SettingsError, StorageError
 
 if TYPE_CHECKING:
     from minitrain.descent import Trajectory
-    from minitrain.functions import Example
 
 # The keys of minitrain.functions.EXAMPLES, known here without importing torch.
 Name = Literal["paraboloid", "bowl", "rosenbrock", "himmelblau", "beale", "saddle"]
 
 NOT_FINITE = 6  # the exit code of a walk that diverged
-NEAR = 0.1  # a walk has arrived when it is this close to a minimum
+
+MOST_WALKS = 12
+"""More in one picture could not be told apart."""
 
 own = partial(arg, help_behavior_hint="(default: the function's own)")
 
 
 class Walk(Settings):
-    """Walk down a function of x and y: theta <- theta - lr * grad f(theta).
+    """Walk down a function of x, y, ...: theta <- theta - lr * grad f(theta).
 
     Prints the walk as a table, draws it over the level sets of the function, and logs
-    value, gradient norm and picture to TensorBoard.
+    value, gradient norm and picture to TensorBoard. Several values of --lr or of
+    --momentum make several walks, one for every combination, side by side.
     """
 
-    function: Positional[Name]
-    """The function to descend."""
+    function: Positional[Annotated[str, arg(metavar="FUNCTION")]]
+    """paraboloid, bowl, rosenbrock, himmelblau, beale or saddle; or an expression of
+    variables, such as "x**2 + 3*y**2" or "sin(x) * exp(-y**2)"."""
     start: Annotated[tuple[float, ...] | None, own(metavar="X Y")] = None
-    """Where the walk starts."""
-    lr: Annotated[float | None, Field(gt=0), own(metavar="LR", constructor=float)] = (
-        None
-    )
+    """Where the walk starts: a number for each variable, in alphabetical order."""
+    lr: Annotated[tuple[str, ...], own(metavar="LR [LR ...]")] = ()
     """Learning rate, the step size."""
     steps: Annotated[int | None, Field(ge=1), own(metavar="N", constructor=int)] = None
     """Number of updates."""
-    momentum: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Annotated[tuple[str, ...], arg(metavar="M [M ...]")] = ("0",)
     """Fraction of the momentum buffer kept at each step."""
     nesterov: bool = False
     """Step along the gradient plus momentum times the buffer."""
+    output: Annotated[
+        PrintablePath | None,
+        arg(constructor=Path, metavar="FILE", help_behavior_hint=""),
+    ] = None
+    """Write the picture (.png) or an animation of the walk (.gif) here as well."""
     run_dir: Annotated[
         Path | None,
         Field(strict=False),
-        arg(constructor=Path, help_behavior_hint="(default: a fresh one under runs/)"),
+        arg(constructor=Path, help_behavior_hint="(default: a fresh one under walks/)"),
     ] = None
     """Folder of picture and event file."""
     debug: bool = False
     """Show the traceback of an error."""
 
-    @field_validator("start")
+    @field_validator("output")
     @classmethod
-    def _start_is_a_point(cls, start: tuple[float, ...]) -> tuple[float, ...]:
-        if start is not None and len(start) != 2:
-            raise ValueError(f"{start} must be two numbers, x and y")
-        return start
+    def _output_is_a_picture(cls, output: Path | None) -> Path | None:
+        if output is not None and output.suffix.lower() not in (".png", ".gif"):
+            raise ValueError(f"{output} must end with .png, or .gif for an animation")
+        return output
+
+
+class Options(Settings):
+    """How one walk steps: the checks of each combination."""
+
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0)]
+    nesterov: bool
 
     @field_validator("nesterov")
     @classmethod
@@ -87,40 +111,71 @@ def main(arguments: Sequence[str], program: str) -> int:
 
 
 def run(walk: Walk) -> int:
-    """Take the walk, keep it in the run directory, and tell of it.
+    """Take the walks, keep them in the run directory, and tell of them.
 
     Returns:
-        The exit code: 0, or `NOT_FINITE` where the walk diverged.
+        The exit code: 0, or `NOT_FINITE` where a walk diverged.
 
     Raises:
         MinitrainError: The settings, the folder or the disk do not allow it.
     """
     check_unused(walk.run_dir)
-    from minitrain.functions import EXAMPLES
-
-    example = EXAMPLES[walk.function]
-    rule = Rule(walk.lr or example.lr, walk.momentum, nesterov=walk.nesterov)
-    trajectory = take(walk, example, rule)
-    folder = create_folder(walk.run_dir, f"descend-{walk.function}")
+    problem = find_problem(walk.function)
+    start = problem.start_of(walk.start)
+    rules = combinations(walk, problem)
+    walks = {
+        label: take(problem, rule, start, walk.steps) for label, rule in rules.items()
+    }
+    stem = walk.function if walk.function in get_args(Name) else "expression"
+    folder = create_folder(walk.run_dir, f"descend-{stem}", root="walks")
     try:
-        keep(folder, example, trajectory, rule)
+        keep_all(folder, walk.output, problem, walks, rules)
     except OSError as error:
-        raise StorageError(f"cannot write the run directory: {error}") from None
+        raise StorageError(f"cannot write the walk: {error}") from None
 
-    has_diverged = trajectory.diverged is not None
-    print(table(trajectory), flush=True)
-    print(
-        f"\n{verdict(example, trajectory, rule)}\n",
-        file=sys.stderr if has_diverged else sys.stdout,
-        flush=True,
-    )
-    (events,) = folder.glob("events.*")
-    print(f"picture  {folder / 'descent.png'}\nevents   {events}", flush=True)
-    return NOT_FINITE if has_diverged else 0
+    tell(problem, walks, rules)
+    print(f"picture  {folder / 'descent.png'}")
+    for events in sorted(folder.rglob("events.*")):
+        print(f"events   {events}")
+    if walk.output:
+        print(f"output   {walk.output}", flush=True)
+    diverged = any(each.diverged is not None for each in walks.values())
+    return NOT_FINITE if diverged else 0
 
 
-def take(walk: Walk, example: "Example", rule: Rule) -> "Trajectory":
-    """Walk down the function, from where the settings or else the function say.
+def combinations(walk: Walk, problem: Problem) -> dict[str, Rule]:
+    """Return the rule of every walk by its label, which tells what varies.
+
+    Raises:
+        SettingsError: An option is out of its range, or there are too many walks.
+    """
+    asked = itertools.product(walk.lr or (problem.lr,), walk.momentum)
+    checked = [
+        Options(lr=_read(lr), momentum=_read(momentum), nesterov=walk.nesterov)
+        for lr, momentum in asked
+    ]
+    rules = [Rule(each.lr, each.momentum, nesterov=each.nesterov) for each in checked]
+    if not 1 <= len(rules) <= MOST_WALKS:
+        raise SettingsError(
+            f"lr and momentum make {len(rules)} walks: there must be between 1 and "
+            f"{MOST_WALKS}. Give fewer values"
+        )
+    keys = varying(rules) or ("lr", "momentum")
+    return {options(rule, keys): rule for rule in rules}
+
+
+def _read(number: str | float) -> Any:
+    """Return a number, or as it is what is none: the settings have the words for it."""
+    try:
+        return float(number)
+    except ValueError:
+        return number
+
+
+def take(
+    problem: Problem, rule: Rule, start: Sequence[float], steps: int | None
+) -> "Trajectory":
+    """Walk down the function.
 
     Raises:
         SettingsError: The walk cannot start there.
@@ -129,10 +184,10 @@ def take(walk: Walk, example: "Example", rule: Rule) -> "Trajectory":
 
     try:
         return descend(
-            example.function,
-            walk.start or example.start,
+            problem.function,
+            start,
             lr=rule.lr,
-            steps=walk.steps or example.steps,
+            steps=steps or problem.steps,
             momentum=rule.momentum,
             nesterov=rule.nesterov,
         )
@@ -140,31 +195,81 @@ def take(walk: Walk, example: "Example", rule: Rule) -> "Trajectory":
         raise SettingsError(str(error)) from None
 
 
-def keep(
-    folder: Path, example: "Example", trajectory: "Trajectory", rule: Rule
+def tell(
+    problem: Problem, walks: Mapping[str, "Trajectory"], rules: Mapping[str, Rule]
 ) -> None:
-    """Draw the walk, and write it for TensorBoard.
+    """Print the table, and what became of each walk; on standard error if diverged."""
+    single, *others = walks.values()
+    print(table_of_all(walks) if others else table(problem, single), flush=True)
+    for stream, wants_diverged in ((sys.stdout, False), (sys.stderr, True)):
+        sentences = [
+            f"{label}: " * bool(others) + verdict(problem, each, rules[label])
+            for label, each in walks.items()
+            if (each.diverged is not None) == wants_diverged
+        ]
+        if sentences:
+            print("", *sentences, "", sep="\n", file=stream, flush=True)
+
+
+def keep_all(
+    folder: Path,
+    output: Path | None,
+    problem: Problem,
+    walks: Mapping[str, "Trajectory"],
+    rules: Mapping[str, Rule],
+) -> None:
+    """Draw the walks, and write each for TensorBoard, of several in its own folder.
 
     Raises:
         OSError: A file cannot be written.
     """
     from minitrain.pictures.descent import draw_descent
+    from minitrain.pictures.png import png
+    from minitrain.system.files import replacing
+
+    (label, trajectory), *others = walks.items()
+    shown = walks if others else trajectory
+    title = heading(problem, walks, rules)
+    look = {"title": title, "minima": problem.minima, "window": problem.window}
+    picture = png(draw_descent(shown, **look))
+    (folder / "descent.png").write_bytes(picture)
+    for label, trajectory in walks.items():
+        place = folder / label.replace(" ", "") if others else folder
+        keep(place, problem, trajectory, rules[label], picture)
+    if output:
+        with replacing(output) as file:
+            is_moving = output.suffix.lower() == ".gif"
+            file.write(animation(shown, look) if is_moving else picture)
+
+
+def heading(
+    problem: Problem, walks: Mapping[str, "Trajectory"], rules: Mapping[str, Rule]
+) -> str:
+    """Write the function, and below it the options that all walks share."""
+    rule = next(iter(rules.values()))
+    shared = {"lr", "momentum"}.difference(varying(rules.values()))
+    if not rule.momentum:
+        shared.discard("momentum")
+    below = options(rule, shared)
+    if len(walks) == 1:
+        (walk,) = walks.values()
+        below += f", diverged at step {walk.diverged}" if walk.diverged else ""
+    return "\n".join(filter(None, [problem.heading(), below]))
+
+
+def keep(
+    folder: Path, problem: Problem, trajectory: "Trajectory", rule: Rule, picture: bytes
+) -> None:
+    """Write a walk for TensorBoard.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
     from minitrain.runs.board import Board
 
-    title = f"$f(x, y) = {example.formula}$\n{_options(rule)}"
-    if trajectory.diverged is not None:
-        title += f", diverged at step {trajectory.diverged}"
-    png = draw_descent(
-        example.function,
-        trajectory,
-        title=title,
-        minima=example.minima,
-        window=example.window,
-    )
-    (folder / "descent.png").write_bytes(png)
     with Board(folder) as board:
-        board.text("run/equation", describe(example, trajectory, rule))
-        board.image("descent", png)
+        board.text("run/equation", describe(problem, trajectory, rule))
+        board.image("descent", picture)
         rows = zip(
             trajectory.values.tolist(), trajectory.grad_norms.tolist(), strict=True
         )
@@ -172,73 +277,8 @@ def keep(
             board.log(step, {"value": value, "grad_norm/global": norm})
 
 
-def describe(example: "Example", trajectory: "Trajectory", rule: Rule) -> str:
-    """Write the rule of the walk and its first step in numbers, as Markdown."""
-    lines = [f"f(x, y) = {example.formula}", ""]
-    lines += equation(rule, function="f").splitlines()
-    if len(trajectory.points) > 1:
-        # At first b is the gradient, which Nesterov adds once more, times momentum.
-        direction = trajectory.gradients[0] * (1 + rule.momentum * rule.nesterov)
-        before, after = map(_point, trajectory.points[:2])
-        lines += ["", f"{after} = {before} - {rule.lr:g} * {_point(direction)}"]
-    return "\n".join(f"    {line}" for line in lines)
+def animation(walks: Any, look: Mapping[str, Any]) -> bytes:
+    """Draw the walks as they grow."""
+    from minitrain.pictures.animation import animate_descent
 
-
-def table(trajectory: "Trajectory") -> str:
-    """Write a row for each step, with aligned columns."""
-    rows = [["step", "x", "y", "value", "df/dx", "df/dy", "|grad|"]]
-    columns = (
-        *trajectory.points.T.tolist(),
-        trajectory.values.tolist(),
-        *trajectory.gradients.T.tolist(),
-        trajectory.grad_norms.tolist(),
-    )
-    for step, numbers in enumerate(zip(*columns, strict=True)):
-        rows.append([str(step), *(f"{number:#.5g}" for number in numbers)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-
-
-def verdict(example: "Example", trajectory: "Trajectory", rule: Rule) -> str:
-    """Say what became of the walk, in one sentence or two."""
-    end, last = trajectory.points[-1].tolist(), len(trajectory.points) - 1
-    first_value, last_value = trajectory.values[[0, -1]].tolist()
-    if not example.minima:
-        seen = f"{example.formula} has no minimum, it falls forever"
-        if trajectory.diverged is not None:
-            return (
-                f"Diverged at step {trajectory.diverged}: {seen}. Take fewer --steps."
-            )
-        return f"After {last} steps the value is {last_value:.5g}: {seen}."
-    if trajectory.diverged is not None:
-        return (
-            f"Diverged at step {trajectory.diverged}: {_options(rule)} is too large "
-            "here, the walk climbs instead of descending. Try a smaller --lr."
-        )
-    nearest = min(example.minima, key=lambda minimum: math.dist(minimum, end))
-    distance = math.dist(nearest, end)
-    if distance <= NEAR:
-        return (
-            f"Arrived near the minimum {_point(nearest)} after {last} steps: "
-            f"distance {distance:.3g}, value {last_value:.3g}."
-        )
-    remedy = "more --steps" if last_value < first_value else "a smaller --lr"
-    return (
-        f"Not arrived after {last} steps: the nearest minimum, {_point(nearest)}, is "
-        f"{distance:.3g} away, and the value went from {first_value:.5g} to "
-        f"{last_value:.5g}. Try {remedy}."
-    )
-
-
-def _options(rule: Rule) -> str:
-    text = f"lr = {rule.lr:g}"
-    if rule.momentum:
-        text += f", {'Nesterov ' * rule.nesterov}momentum = {rule.momentum:g}"
-    return text
-
-
-def _point(coordinates: Iterable[SupportsFloat]) -> str:
-    return "(" + ", ".join(f"{float(number):.5g}" for number in coordinates) + ")"
+    return animate_descent(walks, **look)

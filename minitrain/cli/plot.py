@@ -1,15 +1,14 @@
 """Draw runs side by side: minitrain plot RUN [RUN ...] --output PNG"""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 from pydantic import Field
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from minitrain.experiment.plotting import plot
 from minitrain.experiment.settings import PrintablePath, Settings
-from minitrain.system.errors import SettingsError
 
 
 class Plot(Settings):
@@ -37,27 +36,12 @@ def main(arguments: Sequence[str], program: str) -> int:
         program: What the command is called in its help.
     """
     asked = tyro.cli(Plot, args=arguments, prog=program, config=[FlagCreatePairsOff])
-    if not asked.runs:
-        raise SettingsError("no run is named: give the directories of one or more")
-    from minitrain.runs.points import read_curves
+    picture = plot(*asked.runs)
 
-    curves = {name: read_curves(run) for name, run in _named(asked.runs).items()}
-    for run, found in zip(asked.runs, curves.values(), strict=True):
-        if not found:
-            raise SettingsError(f"{run} holds no TensorBoard scalars")
-
-    from minitrain.pictures.runs import draw_runs  # with matplotlib: all is read now
+    from minitrain.pictures.png import png
     from minitrain.system.files import replacing
 
     with replacing(asked.output) as file:
-        file.write(draw_runs(curves))
+        file.write(png(picture))
     print(f"wrote {asked.output}")
     return 0
-
-
-def _named(runs: Sequence[Path]) -> dict[str, Path]:
-    """The runs by the names of their folders, or by their paths where two are equal."""
-    names = [run.resolve().name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run) for run in runs]
-    return dict(zip(names, runs, strict=True))

@@ -5,8 +5,9 @@ may define, and `source` loads it; `signature` makes settings of its arguments, 
 those of `settings` that every run has, and `reading` takes their values from the
 command line and from TOML. `build` makes the `parts` of a run from them, `runner` puts
 them in a folder, `course` trains, and `journal` notes what happens; `sharing` is about
-processes that share a run. `recorder` gives a loop of anybody's own what
-`runner` gives the one of `train`.
+processes that share a run. `recorder` gives a loop of anybody's own what `runner` gives
+the one of `train`. `plotting` draws the curves of runs on disk, and `landscape` the
+loss around the weights of one.
 
 This room is the only one below `explain` that knows settings; it imports all wings.
 """

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tqdm.auto import tqdm
 
 from minitrain.experiment import source
 from minitrain.experiment.dashboard import dashboard
@@ -24,6 +23,7 @@ from minitrain.runs.saver import Saver
 from minitrain.runs.summary import Summary
 from minitrain.system.errors import DivergedError, GroupError, Stopped
 from minitrain.system.files import replacing
+from minitrain.system.progress import tqdm
 from minitrain.system.signals import Stop
 from minitrain.system.terminal import say
 from minitrain.training import Step

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from minitrain import tags
 from minitrain.batches import Batches
@@ -35,6 +34,7 @@ from minitrain.runs.points import read_points
 from minitrain.runs.scalars import evaluation_scalars, guide_lines, step_scalars
 from minitrain.runs.summary import Summary
 from minitrain.samples import move, tensors_in
+from minitrain.system.progress import tqdm
 from minitrain.system.terminal import say
 from minitrain.training import NotFiniteError, Step
 

@@ -5,7 +5,7 @@ formulas for the gradient and the update of a step. `audit` and `truth` compute 
 of the step's own batch once more, by `recompute`. `noise` says how much of a gradient
 is noise, from the norms of `per_sample`, for which `layer_hooks` watches the layers
 that `per_sample_layers` and `per_sample_attention` know. `sharpness` says how strongly
-the loss curves.
+the loss curves, and `landscape` what it is around trained weights.
 
 `panel` has them read at the right moments of a step (`watch`), as often as `cadence`
 says: each step is an `observation`, and what later ones need of it a `memory`.

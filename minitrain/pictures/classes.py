@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from minitrain.pictures.png import png
+from minitrain.pictures.png import Picture, in_our_style
 
 
 class Mistake(NamedTuple):
@@ -45,9 +44,10 @@ def worst_mistakes(logits: Tensor, targets: Tensor, num: int) -> list[Mistake]:
     ]
 
 
+@in_our_style
 def draw_mistakes(
     images: Tensor, mistakes: Sequence[Mistake], classes: Sequence[str]
-) -> bytes:
+) -> Picture:
     """Draw the samples that a model got wrong, each with what it took them for.
 
     Args:
@@ -57,41 +57,43 @@ def draw_mistakes(
         classes: Names of the classes.
 
     Returns:
-        The picture, a PNG file.
+        The figure.
     """
-    columns = 8
+    columns, width, height = 4, 1.4, 2.0  # of the place for one, in inches
     rows = max(1, math.ceil(len(mistakes) / columns))
     low, high = images.min().item(), images.max().item()
-    figure = Figure(figsize=(1.3 * columns, 1.6 * rows + 0.4))
+    figure = Picture(figsize=(width * columns, height * rows + 0.6))
     # One system of axes, in inches: one for every image takes five times as long.
     axes = figure.add_axes(
-        (0, 0, 1, 1), xlim=(0, 1.3 * columns), ylim=(1.6 * rows, -0.4)
+        (0, 0, 1, 1), xlim=(0, width * columns), ylim=(height * rows, -0.6)
     )
     axes.set_axis_off()
     text = functools.partial(axes.text, horizontalalignment="center")
     for place, mistake in enumerate(mistakes):
-        left, top = 1.3 * (place % columns) + 0.1, 1.6 * (place // columns) + 0.4
+        left, top = width * (place % columns) + 0.1, height * (place // columns) + 0.7
         axes.imshow(
             images[mistake.sample].cpu().numpy(),
-            extent=(left, left + 1.1, top + 1.1, top),
+            extent=(left, left + 1.2, top + 1.2, top),
             aspect="auto",
             cmap="gray_r",
             vmin=low,
             vmax=high,
         )
+        name, taken_for = classes[mistake.target], classes[mistake.predicted]
+        space = "\n" if len(name + taken_for) > 8 else " "
         text(
-            left + 0.55,
+            left + 0.6,
             top - 0.05,
-            f"{classes[mistake.target]}, not {classes[mistake.predicted]}\n"
-            f"({mistake.probability:.1%} sure)",
-            fontsize=9,
+            f"{name},{space}not {taken_for}\n({mistake.probability:.1%} sure)",
+            fontsize=12,
         )
-    heading = "Worst mistakes: what it is, and what the model took it for"
-    text(0.65 * columns, -0.15, heading, fontsize=12)
-    return png(figure)
+    heading = "Worst mistakes: what it is,\nand what the model took it for"
+    text(width * columns / 2, -0.1, heading, fontsize=14)
+    return figure
 
 
-def draw_confusion(counts: Tensor, classes: Sequence[str]) -> bytes:
+@in_our_style
+def draw_confusion(counts: Tensor, classes: Sequence[str]) -> Picture:
     """Draw the table of what was taken for what.
 
     The color of a cell is its share of the row's class. The diagonal, where target and
@@ -102,27 +104,35 @@ def draw_confusion(counts: Tensor, classes: Sequence[str]) -> bytes:
         classes: Names of the classes.
 
     Returns:
-        The picture, a PNG file.
+        The figure.
     """
-    size = 1.5 + 0.6 * len(classes)
-    figure = Figure(figsize=(size, size), layout="constrained")
+    size = 1.5 + 0.45 * max(4, len(classes))
+    figure = Picture(figsize=(size, size), layout="constrained")
     axes = figure.add_subplot()
     shares = counts.double() / counts.sum(dim=1, keepdim=True).clamp_min(1)
     wrong = shares - torch.diag(shares.diag())
-    axes.imshow(wrong.cpu().numpy(), cmap="Oranges", vmin=0, vmax=0.05)
+    darkest = 0.05
+    axes.imshow(wrong.cpu().numpy(), cmap="Oranges", vmin=0, vmax=darkest)
+    style: dict[str, Any] = {"ha": "center", "va": "center"}
+    style["fontsize"] = min(13, 46 / len(str(counts.max().item())))  # to fit its cell
     for target, row in enumerate(counts.tolist()):
         for predicted, count in enumerate(row):
             if count:
                 weight = "bold" if target == predicted else "normal"
-                style: dict[str, Any] = {"ha": "center", "va": "center"}
-                axes.text(predicted, target, str(count), weight=weight, **style)
-    axes.set_xticks(range(len(classes)), classes, rotation=45 * (size > 8))
+                is_dark = wrong[target, predicted] > 0.6 * darkest
+                color = "white" if is_dark else "black"
+                text = str(count)
+                axes.text(predicted, target, text, weight=weight, color=color, **style)
+    is_long = max(map(len, classes)) > 3
+    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(classes)), classes, **(turned if is_long else {}))
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="taken for", ylabel="it is", title="Confusion")
-    return png(figure)
+    return figure
 
 
-def draw_weights(weights: Tensor, image_shape: Sequence[int]) -> bytes:
+@in_our_style
+def draw_weights(weights: Tensor, image_shape: Sequence[int]) -> Picture:
     """Draw what each unit of the first layer looks for: its weights as an image.
 
     Blue is negative, red positive; each unit has a scale of its own. At most 40 are
@@ -134,16 +144,16 @@ def draw_weights(weights: Tensor, image_shape: Sequence[int]) -> bytes:
         image_shape: (height, width) of the images that a linear layer sees.
 
     Returns:
-        The picture, a PNG file.
+        The figure.
     """
     weights = weights.detach().cpu()
     if weights.dim() == 2:
         images = weights.unflatten(1, tuple(image_shape))
     else:
         images = weights.flatten(0, 1)
-    images, columns = images[:40], 10
+    images, columns = images[:40], 8
     rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(columns, 1.1 * rows + 0.4), layout="constrained")
+    figure = Picture(figsize=(0.65 * columns, 0.7 * rows + 0.6), layout="constrained")
     for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if place < len(images):
@@ -151,5 +161,5 @@ def draw_weights(weights: Tensor, image_shape: Sequence[int]) -> bytes:
             axes.imshow(
                 images[place].numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest
             )
-    figure.suptitle("First-layer weights: blue is negative, red is positive")
-    return png(figure)
+    figure.suptitle("First-layer weights:\nblue is negative, red is positive")
+    return figure

@@ -1,16 +1,19 @@
 """A walk down a function, over its level sets and with its gradients."""
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from minitrain.descent import Trajectory
-from minitrain.pictures.png import BLACK, BLUE, GREEN, VERMILION, png
+from minitrain.pictures.levels import draw_bands
+from minitrain.pictures.png import BLACK, BLUE, SERIES, YELLOW, Picture, in_our_style
+from minitrain.variables import variables
 
 NUM_LEVELS = 16
 """How many level sets bound the bands of color."""
@@ -32,15 +35,20 @@ SHORTEST = 0.15
 """The shortest arrow that is drawn, as a part of the longest."""
 
 
+Walks = Trajectory | Mapping[str, Trajectory]
+"""A walk, or several down one function, by what they are called."""
+
+
+@in_our_style
 def draw_descent(
-    function: Callable[[Tensor], Tensor],
-    trajectory: Trajectory,
+    walks: Walks,
     *,
-    title: str,
+    title: str = "",
     minima: Sequence[tuple[float, float]] = (),
     window: tuple[float, float, float, float] | None = None,
-) -> bytes:
-    """Draw the walk over the level sets of f, with the gradient at some of its points.
+    gradients: bool | None = None,
+) -> Picture:
+    """Draw a walk over the level sets of f, with the gradient at some of its points.
 
     The gradient points up the slope, and its norm is the steepness; in the picture all
     arrows are scaled by one factor. Through the foot of each goes its level set, f = c,
@@ -51,92 +59,134 @@ def draw_descent(
     instead.
 
     Args:
-        function: f, from (n,) to a scalar.
-        trajectory: The walk, as `descend` returns it.
+        walks: What `descend` returns, or several of them by their labels.
         title: Heading of the picture.
         minima: Points to be marked by stars.
-        window: (x from, x to, y from, y to); by default the box around the walk. Where
-            the walk leaves it, it is widened, up to five times its size.
+        window: (x from, x to, y from, y to); by default the box around the walks, but
+            for those that diverge beside others. Where they leave it, it is widened, up
+            to five times its size.
+        gradients: Whether the gradients of the first walk are drawn; by default they
+            are where it is the only one.
 
     Returns:
-        The picture, a PNG file.
+        The figure. The line of each walk has its label as its gid.
+
+    Raises:
+        ValueError: There is no walk.
     """
-    if trajectory.points.shape[1] != 2:
-        return png(_draw_curves(trajectory, title))
-    points = trajectory.points.cpu().double()
-    low, high = _corners(points, window)
-    inside = ((points >= low) & (points <= high)).all(dim=1)
+    named = {"": walks} if isinstance(walks, Trajectory) else dict(walks)
+    if not named:
+        raise ValueError("walks = {}: a picture needs at least one")
+    first = next(iter(named.values()))
+    if first.points.shape[1] != 2:
+        return _draw_curves(named, title)
+    low, high = _corners(_points_in_sight(named), window)
+    chosen: list[int] = []
+    if gradients or (gradients is None and len(named) == 1):
+        chosen = _spread(first, low, high)
     diagonal = (high - low).norm()
-    chosen = _spread(points, trajectory.grad_norms.cpu(), inside, GAP * diagonal)
-    feet, arrows = points[chosen], trajectory.gradients[chosen].cpu().double()
+    feet, arrows = first.points[chosen].cpu(), first.gradients[chosen].cpu().double()
     if chosen:
         arrows *= LONGEST * diagonal / arrows.norm(dim=1).max()
     low, high = _box(torch.stack([low, high]), feet + 1.1 * arrows)
 
-    width, height = (high - low).tolist()
-    figure = Figure((8, min(2.4 + 7 * height / width, 10)), layout="constrained")
-    axes = figure.add_subplot(aspect="equal")
-    axes.set_xlim(low[0].item(), high[0].item())
-    axes.set_ylim(low[1].item(), high[1].item())
-    axes.set_xlabel("x", fontsize=13)
-    axes.set_ylabel("y", fontsize=13, rotation=0)
-    axes.tick_params(labelsize=11)
-    axes.set_title(title, fontsize=15, pad=10)
-    _draw_walk(axes, points)
-    _draw_gradients(axes, feet, arrows, side=0.016 * diagonal)
-    _draw_level_sets(axes, function, trajectory, chosen)
+    figure, axes = _plane(low, high, variables(first.function, 2))
+    _entitle(axes, title)
+    _draw_walks(axes, named)
+    if chosen:
+        _draw_gradients(axes, feet, arrows, side=0.016 * diagonal)
+    _draw_level_sets(axes, first, chosen)
     if minima:
-        label = "minimum" if len(minima) == 1 else "minima"
-        x, y = zip(*minima, strict=True)
-        style: dict[str, Any] = {"marker": "*", "edgecolors": "white", "zorder": 5}
-        axes.scatter(x, y, s=260, color=GREEN, label=label, **style)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=12, frameon=False)
-    return png(figure)
+        _draw_minima(axes, minima)
+    _explain(figure)
+    return figure
 
 
-def _draw_level_sets(
-    axes: Axes,
-    function: Callable[[Tensor], Tensor],
-    trajectory: Trajectory,
-    chosen: list[int],
-) -> None:
+def _plane(low: Tensor, high: Tensor, names: Sequence[str]) -> tuple[Picture, Axes]:
+    """Return a figure with one system of axes, of equal scales, between two corners."""
+    width, height = (high - low).tolist()
+    figure = Picture((5.2, 1.3 + min(3.9 * height / width, 5)), layout="compressed")
+    axes = figure.add_subplot(aspect="equal")
+    axes.set(xlim=(low[0].item(), high[0].item()), ylim=(low[1].item(), high[1].item()))
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1], rotation=0)
+    return figure, axes
+
+
+def _entitle(axes: Axes, title: str) -> None:
+    """Write the title, small where it is long."""
+    seen = re.sub(r"[$^_{}\\]", "", title)  # of mathematics, too
+    longest = max(1, *map(len, seen.split("\n")))
+    axes.set_title(title, pad=10, fontsize=min(14, 14 * 42 / longest))
+
+
+def _explain(figure: Picture) -> None:
+    """Write the legend below, with room of its own: two columns of short labels."""
+    _, labels = figure.axes[0].get_legend_handles_labels()
+    columns = 1 if max(map(len, labels)) > 22 else 2
+    rows = math.ceil(len(labels) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 + 0.28 * rows)
+    figure.legend(loc="outside lower center", ncols=columns)
+
+
+def _draw_level_sets(axes: Axes, walk: Trajectory, chosen: list[int]) -> None:
     """Draw bands between levels, darkest at the lowest, and lines through the feet."""
     x = torch.linspace(*axes.get_xlim(), NUM_GRID)
     y = torch.linspace(*axes.get_ylim(), NUM_GRID)
-    grid = torch.cartesian_prod(y, x).flip(1).to(trajectory.points)
-    z = _values(function, grid).cpu().double().reshape(NUM_GRID, NUM_GRID)
+    grid = torch.cartesian_prod(y, x).flip(1).to(walk.points)
+    z = _values(walk.function, grid).cpu().double().reshape(NUM_GRID, NUM_GRID)
     z[~z.isfinite()] = math.nan
-    # Equal steps in f would crowd at the walls of a valley and leave out its floor;
-    # with quantiles every band has its share of the picture, the lower ones a smaller.
-    shares = torch.linspace(0, 1, NUM_LEVELS, dtype=z.dtype) ** 2
-    levels = z.flatten().nanquantile(shares).unique().tolist()
+    levels = _levels(z)
     if len(levels) < 3:  # f is flat
         return
-    depths = torch.linspace(0.55, 0, len(levels) - 1).tolist()
-    colors = [(1 - depth, 1 - 0.5 * depth, 1 - 0.2 * depth) for depth in depths]
-    axes.contourf(x, y, z, levels=levels, colors=colors, zorder=0)
-    # Below the walk, and not dashed where f < 0, as is matplotlib's default.
-    style: dict[str, Any] = {"zorder": 1, "linestyles": "solid"}
-    axes.contour(x, y, z, levels=levels[1:-1], colors="white", linewidths=0.6, **style)
-    through = sorted(set(trajectory.values[chosen].tolist()))
+    draw_bands(axes, x, y, z, levels, "$f$")
+    through = sorted(set(walk.values[chosen].tolist()))
     through = [value for value in through if levels[0] < value < levels[-1]]
     if through:
-        axes.contour(x, y, z, levels=through, colors=BLUE, linewidths=1.2, **style)
+        style: dict[str, Any] = {"linestyles": "solid", "linewidths": 1.2}
+        axes.contour(x, y, z, levels=through, colors=BLUE, zorder=1, **style)
         axes.plot([], [], color=BLUE, label="level sets $f = c$")
 
 
-def _draw_walk(axes: Axes, points: Tensor) -> None:
-    steps = len(points) - 1
-    axes.plot(
-        *points.T,
-        color=VERMILION,
-        linewidth=1.5,
-        marker="o",
-        markersize=5 if steps <= 100 else 2.5,
-        label=f"the walk, {steps} step{'s' * (steps != 1)}",
-    )
-    start = points[:1].T
-    axes.scatter(*start, s=80, color="white", edgecolors=BLACK, zorder=5, label="start")
+def _levels(z: Tensor) -> list[float]:
+    """Choose the levels: rounded, and as far apart as shows the shape of f.
+
+    Equal steps in f would crowd at the walls of a valley and leave out its floor; with
+    quantiles every band has its share of the picture, the lower ones a smaller.
+    """
+    shares = torch.linspace(0, 1, NUM_LEVELS + 2, dtype=z.dtype)[1:-1] ** 2
+    exact = z.flatten().nanquantile(shares).unique().tolist()
+    rounded = exact
+    for digits in range(15, 1, -1):  # as few as keep them apart
+        shorter = sorted({float(f"{level:.{digits}g}") for level in exact})
+        if len(shorter) < len(exact):
+            break
+        rounded = shorter
+    return rounded
+
+
+def _draw_walks(axes: Axes, named: Mapping[str, Trajectory]) -> None:
+    for (label, walk), look in zip(named.items(), looks(), strict=False):
+        steps = len(walk.points) - 1
+        name = label or f"the walk, {steps} step{'s' * (steps != 1)}"
+        axes.plot(
+            *walk.points.cpu().double().T,
+            markersize=5 if steps <= 100 else 2.5,
+            gid=label,
+            label=name + ", diverged" * bool(label and walk.diverged),
+            **look,
+        )
+    starts = torch.stack([walk.points[0].cpu() for walk in named.values()])
+    style: dict[str, Any] = {"color": "white", "edgecolors": BLACK, "zorder": 5}
+    axes.scatter(*starts.unique(dim=0).T, s=80, label="start", **style)
+
+
+def looks() -> Iterator[dict[str, Any]]:
+    """Yield color, marker and line style of one walk after the other."""
+    pairs = list(zip(SERIES, "osDv^P*", strict=True))
+    all_of_them = itertools.product(("-", "--", ":"), pairs)
+    for style, (color, marker) in itertools.cycle(all_of_them):
+        yield {"color": color, "marker": marker, "linestyle": style, "linewidth": 1.5}
 
 
 def _draw_gradients(axes: Axes, feet: Tensor, arrows: Tensor, side: Tensor) -> None:
@@ -148,26 +198,33 @@ def _draw_gradients(axes: Axes, feet: Tensor, arrows: Tensor, side: Tensor) -> N
         along = torch.stack([-up[1], up[0]])
         square = torch.stack([foot + up, foot + up + along, foot + along])
         axes.plot(*square.T, color=BLACK, linewidth=0.9)
-    label = r"the gradient $\nabla f$, uphill, length $\propto |\nabla f|$"
+    label = r"$\nabla f$, uphill"
     key = r"$\longrightarrow$"
     axes.plot([], [], " ", color=BLACK, marker=key, markersize=24, label=label)
 
 
-def _draw_curves(trajectory: Trajectory, title: str) -> Figure:
-    figure = Figure((8, 6), layout="constrained")
+def _draw_minima(axes: Axes, minima: Sequence[tuple[float, float]]) -> None:
+    style: dict[str, Any] = {"marker": "*", "edgecolors": BLACK, "zorder": 5}
+    style["label"] = "minimum" if len(minima) == 1 else "minima"
+    axes.scatter(*zip(*minima, strict=True), s=200, color=YELLOW, **style)
+
+
+def _draw_curves(named: Mapping[str, Trajectory], title: str) -> Picture:
+    figure = Picture((5.2, 5), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True)
-    for axes, curve, label, color in (
-        (upper, trajectory.values, "$f$", VERMILION),
-        (lower, trajectory.grad_norms, r"$|\nabla f|$", BLUE),
-    ):
-        axes.plot(curve.cpu().double(), "o-", color=color, markersize=4)
-        axes.set_ylabel(label, fontsize=14)
-        axes.tick_params(labelsize=11)
+    for (label, walk), look in zip(named.items(), looks(), strict=False):
+        style: dict[str, Any] = {"gid": label, "markersize": 4, **look}
+        upper.plot(walk.values.cpu().double(), label=label, **style)
+        lower.plot(walk.grad_norms.cpu().double(), **style)
+    for axes, label in ((upper, "$f$"), (lower, r"$|\nabla f|$")):
+        axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-        if (curve > 0).all():
+        if all((torch.as_tensor(line.get_ydata()) > 0).all() for line in axes.lines):
             axes.set_yscale("log")
-    upper.set_title(title, fontsize=15, pad=10)
-    lower.set_xlabel("step", fontsize=13)
+    _entitle(upper, title)
+    lower.set_xlabel("step")
+    if len(named) > 1:
+        _explain(figure)
     return figure
 
 
@@ -177,6 +234,13 @@ def _values(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
         return torch.vmap(function)(points)
     except RuntimeError:  # f looks at its values, in an `if` or by item()
         return torch.stack([function(point).reshape(()) for point in points])
+
+
+def _points_in_sight(named: Mapping[str, Trajectory]) -> Tensor:
+    """Return the points of the walks, without those that diverge beside others."""
+    calm = [walk for walk in named.values() if walk.diverged is None]
+    walks = calm or list(named.values())
+    return torch.cat([walk.points.cpu().double() for walk in walks])
 
 
 def _corners(
@@ -200,11 +264,12 @@ def _box(*points: Tensor) -> tuple[Tensor, Tensor]:
     return together.amin(dim=0), together.amax(dim=0)
 
 
-def _spread(
-    points: Tensor, grad_norms: Tensor, allowed: Tensor, gap: Tensor
-) -> list[int]:
+def _spread(walk: Trajectory, low: Tensor, high: Tensor) -> list[int]:
     """Choose the points with an arrow: up to ten in order, steep, and a gap apart."""
-    steep = allowed & (grad_norms > SHORTEST * (grad_norms * allowed).max())
+    points, grad_norms = walk.points.cpu().double(), walk.grad_norms.cpu()
+    inside = ((points >= low) & (points <= high)).all(dim=1)
+    steep = inside & (grad_norms > SHORTEST * (grad_norms * inside).max())
+    gap = GAP * (high - low).norm()
     chosen: list[int] = []
     for i in steep.nonzero().flatten().tolist():
         if all((points[i] - points[j]).norm() >= gap for j in chosen):

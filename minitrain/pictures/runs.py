@@ -1,18 +1,19 @@
 """The curves of several runs side by side."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
-from minitrain.pictures.png import BLACK, BLUE, GREEN, VERMILION, png
+from minitrain.pictures.png import SERIES, Picture, in_our_style
 
-Curve = tuple[Sequence[int], Sequence[float]]
-"""Steps, and the value at each."""
+Curve = tuple[Any, Any]
+"""Steps, and the value at each: two sequences or arrays."""
 
 
-def draw_runs(runs: Mapping[str, Mapping[str, Curve]]) -> bytes:
+@in_our_style
+def draw_runs(runs: Mapping[str, Mapping[str, Curve]]) -> Picture:
     """Draw loss, gradient norm and accuracy over the steps, for all runs together.
 
     Noisy curves are drawn faintly, with their running mean over a fiftieth of the run
@@ -22,18 +23,17 @@ def draw_runs(runs: Mapping[str, Mapping[str, Curve]]) -> bytes:
         runs: For each run, by its name, its curves (steps, values) by tag.
 
     Returns:
-        The picture, a PNG file.
+        The figure.
     """
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    figure = Picture(figsize=(11, 3.8), layout="constrained")
     panels = {
         "loss/train": "training loss of a batch",
         "grad_norm/global": "|grad L|",
         "accuracy/test": "test accuracy",
     }
-    colors = (BLUE, VERMILION, GREEN, BLACK)
     for axes, (tag, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for color, (name, curves) in zip(
-            itertools.cycle(colors), runs.items(), strict=False
+            itertools.cycle(SERIES), runs.items(), strict=False
         ):
             if tag not in curves:
                 continue
@@ -47,12 +47,16 @@ def draw_runs(runs: Mapping[str, Mapping[str, Curve]]) -> bytes:
         if tag != "accuracy/test":
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-    return png(figure)
+    lines = [line for axes in figure.axes for line in axes.lines]
+    named = {str(line.get_label()): line for line in lines}
+    shown = {name: line for name, line in named.items() if name in runs}
+    if shown:
+        place = "outside lower center"
+        figure.legend(shown.values(), shown, loc=place, ncols=min(4, len(shown)))
+    return figure
 
 
-def _running_mean(values: Sequence[float], width: int) -> list[float]:
+def _running_mean(values: Any, width: int) -> list[float]:
     """Average each value with its neighbors up to width // 2 away on either side."""
     series, half = torch.tensor(values, dtype=torch.float64), width // 2
     windows = [series[max(0, i - half) : i + half + 1] for i in range(len(values))]

@@ -2,8 +2,8 @@
 
 Start with `checkpoint`, which writes one verified file, and `saver`, which does so
 while a run goes on. `board` writes what TensorBoard shows, by `events`; `scalars` says
-what of a step that is, and `points` reads it again. `folder` finds a run a place of
-its own, and `summary` tells how it went.
+what of a step that is, `points` reads it again, and `history` hands it out. `folder`
+finds a run a place of its own, and `summary` tells how it went.
 
 This room imports the book and `system`, and knows no settings.
 """
@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from minitrain.runs.board import Board as Board
     from minitrain.runs.checkpoint import Checkpoint as Checkpoint
     from minitrain.runs.checkpoint import save as save
+    from minitrain.runs.history import History as History
 
-_HOMES = {"Board": "board", "Checkpoint": "checkpoint", "save": "checkpoint"}
+_HOMES = {
+    "Board": "board",
+    "Checkpoint": "checkpoint",
+    "History": "history",
+    "save": "checkpoint",
+}
 
 if not TYPE_CHECKING:  # whose readers know the names above, and no others
     __all__ = sorted(_HOMES)

@@ -43,8 +43,8 @@ def entries(folder: Path | None) -> list[Path]:
     return list(folder.iterdir())
 
 
-def create_folder(folder: Path | None, name: str) -> Path:
-    """Create the folder, or else a fresh one `runs/<name>-<date>-<time>`; return it.
+def create_folder(folder: Path | None, name: str, root: str = "runs") -> Path:
+    """Create the folder, or else a fresh one `<root>/<name>-<date>-<time>`; return it.
 
     Raises:
         StorageError: It cannot be created.
@@ -53,7 +53,7 @@ def create_folder(folder: Path | None, name: str) -> Path:
         if folder is not None:
             make_folder(folder)
             return folder
-        runs, stem = Path("runs"), f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        runs, stem = Path(root), f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
         make_folder(runs)
         for number in itertools.count(1):
             folder = runs / (stem if number == 1 else f"{stem}-{number}")

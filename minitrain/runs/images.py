@@ -14,14 +14,17 @@ def as_png(picture: Any) -> bytes:
     """Return a picture as a PNG file.
 
     Args:
-        picture: A matplotlib figure, the bytes of a PNG file, or a uint8 tensor of
-            shape (height, width), (1 or 3, height, width) or (height, width, 3).
+        picture: Whatever a notebook shows as a picture (by its method `_repr_png_`), a
+            matplotlib figure, the bytes of a PNG file, or a uint8 tensor of shape
+            (height, width), (1 or 3, height, width) or (height, width, 3).
 
     Raises:
         TypeError: It is none of these.
     """
     if isinstance(picture, bytes) and picture.startswith(SIGNATURE):
         return picture
+    if show := getattr(picture, "_repr_png_", None):
+        return show()
     if save := getattr(picture, "savefig", None):
         buffer = io.BytesIO()
         save(buffer, format="png", dpi=120)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minitrain.evaluation import Evaluation
+from minitrain.runs.history import History
 from minitrain.system.errors import Stopped
 from minitrain.system.files import open_regular, replacing
 from minitrain.system.terminal import warn
@@ -72,6 +73,15 @@ class Summary:
     """Instruments that give no reading, and why."""
     versions: dict[str, str] = field(default_factory=installed_versions)
 
+    folder = Path()
+    """The run directory. It is no field, having no type: a summary lies there, and does
+    not tell where."""
+
+    @property
+    def history(self) -> History:
+        """Every curve of the run so far, read from its folder."""
+        return History.read(self.folder)
+
     def to_json(self) -> str:
         """Return it as JSON, which has no number that is not finite: null stands there.
 
@@ -113,6 +123,7 @@ def recording(
         started: When the process started, by `time.perf_counter()`.
         fingerprint: Computes the fingerprint of the final state.
     """
+    summary.folder = folder
     try:
         yield
         summary.status = "finished"
@@ -147,6 +158,7 @@ def finished_summary(folder: Path) -> Summary | None:
     """Return the summary of a run that came to its end, if not to its last one."""
     try:
         summary = Summary(**(read_summary(folder) or {}))
+        summary.folder = folder
     except TypeError:  # absent, or not written by this version
         return None
     return summary if summary.status == "finished" else None

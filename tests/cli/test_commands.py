@@ -38,6 +38,8 @@ def test_every_file_of_the_room_is_a_command_and_every_command_a_script() -> Non
         ("descend --help", 0),
         ("explain --help", 0),
         ("plot --help", 0),
+        ("landscape --help", 0),
+        ("landscape nowhere --points 4", 2),
         ("plot", 2),
     ],
 )
@@ -65,7 +67,7 @@ def test_the_commands_are_listed(words: str, capfd: pytest.CaptureFixture[str]) 
     shown, silent, expected = (out, error, 0) if words else (error, out, 2)
     assert code == expected and silent == ""
     for name, sentence in COMMANDS.items():
-        assert f"  {name:7}  {sentence}\n" in shown
+        assert f"  {name:9}  {sentence}\n" in shown
 
 
 def test_version(capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from harness.commands import exit_code_of
 from harness.pictures import assert_is_a_picture
 
+import minitrain
 from minitrain.pictures import runs as pictures_runs
+from minitrain.pictures.png import Picture, png
 from minitrain.runs.board import Board
 from minitrain.runs.points import read_curves
 
@@ -44,7 +47,7 @@ def test_every_run_is_drawn_under_its_name(
     names: list[list[str]] = []
     draw_runs = pictures_runs.draw_runs
 
-    def draw(curves: dict) -> bytes:
+    def draw(curves: dict) -> Picture:
         names.append(list(curves))
         return draw_runs(curves)
 
@@ -55,6 +58,18 @@ def test_every_run_is_drawn_under_its_name(
     assert names == [[str(run) for run in two_runs], ["run"]]
     assert capfd.readouterr().out == f"wrote {output}\n" * 2
     assert_is_a_picture(output.read_bytes())
+
+
+def test_from_python_it_is_a_figure(two_runs: list[Path], tmp_path: Path) -> None:
+    figure = minitrain.plot(*two_runs)
+    loss, *_ = figure.axes
+    assert [np.asarray(line.get_xdata()).tolist() for line in loss.lines] == [STEPS] * 2
+    values = np.asarray(loss.lines[1].get_ydata())
+    assert values == pytest.approx([2, 1, 2 / 11], rel=1e-7)
+    assert exit_code_of("plot", *two_runs, "--output", tmp_path / "a.png") == 0
+    assert (tmp_path / "a.png").read_bytes() == png(figure)
+    (loss, *_) = minitrain.plot(str(two_runs[0])).axes
+    assert [line.get_label() for line in loss.lines] == ["run"]
 
 
 @pytest.mark.parametrize("words", [["empty"], []])

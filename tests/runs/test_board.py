@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
@@ -107,6 +108,7 @@ def test_figures_and_tensors_are_pictures_and_a_folder_may_be_a_string(tmp_path)
     figure, pixels = Figure((2, 1)), torch.zeros(4, 6, dtype=torch.uint8)
     with Board(str(tmp_path)) as board:
         board.image("figure", figure, 1)
+        board.image("shown", Image.new("RGB", (5, 7)), 1)  # as a notebook would
         board.image("gray", pixels, 1)
         board.image("color", pixels.expand(3, 4, 6), 1)
         board.image("rows", pixels.unsqueeze(-1).expand(4, 6, 3), 1)
@@ -120,6 +122,7 @@ def test_figures_and_tensors_are_pictures_and_a_folder_may_be_a_string(tmp_path)
         sizes[tag] = (image.width, image.height)
     assert sizes == {
         "figure": (240, 120),
+        "shown": (5, 7),
         "gray": (6, 4),
         "color": (6, 4),
         "rows": (6, 4),
