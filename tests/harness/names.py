@@ -1,0 +1,8 @@
+"""Names of tests."""
+
+import re
+
+
+def named(value: object) -> str:
+    """What a test is called by a value of its: the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
