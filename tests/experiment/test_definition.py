@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -203,6 +205,32 @@ def test_explain_agrees_for_an_own_experiment(file, capsys) -> None:
         assert code == 0 and ("weight_decay" in out) == (name == "0.weight")
 
 
+def test_arguments_may_have_any_name(file) -> None:
+    """Also those that the arguments of our own functions have."""
+    text = POINTS.replace("data(", "data(kind: int = 7, ")
+    text = text.replace("model(", "model(function: str = 'tanh', kind: int = 7, ")
+    text += OWN_OPTIMIZER.replace("beta:", "kind: int = 7, function: int = 7, beta:")
+    words = ["--data.kind", 8, "--model.kind", 8, "--optimizer.function", 8]
+    assert train(file(text), *words).steps == train(file(POINTS + OWN_OPTIMIZER)).steps
+
+
+def test_the_last_lines_say_commands_that_work(file, capsys) -> None:
+    """For the source of the experiment, too, which the folder keeps."""
+    train(file(), "--run-dir", "my run")
+    lines = capsys.readouterr().out.partition("run directory my run; ")[2].splitlines()
+    shown = {line[2:11].strip(): line[13:] for line in lines[1:]}
+    assert [*shown] == ["curves", "a weight", "landscape", "in Python"]
+    assert shown["curves"].startswith("tensorboard --logdir . --samples_per_plugin ")
+    for what in ("a weight", "landscape"):
+        program, *words = shlex.split(shown[what])
+        assert program == "minitrain" and exit_code_of(*words) == 0
+    weight = minitrain.load("my run", trust_code=True)[0].weight.detach()
+    index = [int(i) for i in re.findall(r"--index (\d+) (\d+)", shown["a weight"])[0]]
+    assert weight[tuple(index)].abs() == weight.abs().max()
+    network = eval(shown["in Python"], {"minitrain": minitrain})
+    assert torch.equal(network[0].weight, weight)
+
+
 OWN_OPTIMIZER = """
 
 def optimizer(parameters, lr: float = 0.01, beta: float = 0.9):
@@ -215,6 +243,8 @@ def test_another_optimizer_is_resumed_and_not_explained(
 ) -> None:
     path = file(POINTS + OWN_OPTIMIZER)
     whole = train(path, "--run-dir", "whole", "--optimizer.beta", "0.8")
+    out = capsys.readouterr().out
+    assert "minitrain landscape whole" in out and "minitrain explain" not in out
     monkeypatch.setattr(course.Saver, "save", stopping(course.Saver.save, at=8))
     with pytest.raises(KeyboardInterrupt):
         train(path, "--run-dir", "cut", "--optimizer.beta", "0.8")
