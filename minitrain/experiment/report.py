@@ -1,5 +1,6 @@
 """What a run tells on the terminal."""
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from minitrain.experiment import catalog
 from minitrain.experiment.parts import Run
 from minitrain.instruments.findings import Finding
 from minitrain.runs.summary import Summary
@@ -112,6 +114,16 @@ def what_next(run: Run, summary: Summary, folder: Path) -> str:
     lines["in Python"] = f"minitrain.load({str(folder)!r}{trusting})"
     told = [f"  {what:9}  {command}" for what, command in lines.items()]
     return "\n".join([f"run directory {folder}; to look further:", *told])
+
+
+def how_to_go_on(run: Run, folder: Path) -> str:
+    """Return the line that a run ends with which a signal has interrupted."""
+    path, words = run.definition.path, ["minitrain", "train"]
+    if path is not None:
+        is_shipped = catalog.shipped().get(path.stem) == path
+        words.append(path.stem if is_shipped else os.path.relpath(path))
+    words += ["--run-dir", str(folder), "--resume"]
+    return f"to go on from there: {shlex.join(words)}"
 
 
 def _weight_to_explain(model: nn.Module) -> str:

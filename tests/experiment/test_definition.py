@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from minitrain.experiment import course, runner
 from minitrain.experiment.reading import parse, read
 from minitrain.experiment.source import load_file
 from minitrain.runs.summary import Summary
-from minitrain.system.errors import CheckpointError, SettingsError
+from minitrain.system.errors import CheckpointError, SettingsError, Stopped
+from minitrain.system.signals import Stop
 
 POINTS = """
 \"\"\"Points inside or outside of a circle.\"\"\"
@@ -229,6 +231,20 @@ def test_the_last_lines_say_commands_that_work(file, capsys) -> None:
     assert weight[tuple(index)].abs() == weight.abs().max()
     network = eval(shown["in Python"], {"minitrain": minitrain})
     assert torch.equal(network[0].weight, weight)
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_an_interrupted_run_says_how_to_go_on(shipped, file, capsys) -> None:
+    start = "spirals" if shipped else str(file())
+    stop = Stop()
+    stop.received = signal.SIGTERM
+    with pytest.raises(Stopped):
+        runner.run(parse([start, "--epochs=1", "--run-dir=cut", *QUIET]), stop=stop)
+    last = capsys.readouterr().out.splitlines()[-1]
+    _, door, command = last.rpartition(": minitrain train ")
+    name = start if shipped else "points.py"
+    assert door and command == f"{name} --run-dir cut --resume"
+    assert train(*shlex.split(command), "--epochs=1").epochs == 1
 
 
 OWN_OPTIMIZER = """
