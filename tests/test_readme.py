@@ -104,7 +104,7 @@ def test_groups_are_vectors_of_parts(names_of_ten_lines: dict[str, Any]) -> None
     assert left["params"][0].vector.names == ["0.bias", "2.bias"]
 
 
-def test_a_panel_in_a_loop_has_readings_of_every_step(
+def test_a_panel_in_a_loop_looks_at_every_step(
     capsys: pytest.CaptureFixture[str], names_of_ten_lines: dict[str, Any]
 ) -> None:
     capsys.readouterr()
@@ -112,7 +112,7 @@ def test_a_panel_in_a_loop_has_readings_of_every_step(
     names["batches"] = names["Batches"](names["inputs"], names["targets"], 50, seed=0)
     (code,) = blocks_under(PANEL, "The instrument panel")
     exec(code, names)
-    assert capsys.readouterr().out.count("'audit/ratio'") == 20
+    assert capsys.readouterr().out.count("'update_norm/global'") == 20
 
 
 def test_the_experiment_in_a_file_trains_and_is_loaded(
