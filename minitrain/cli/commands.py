@@ -19,7 +19,7 @@ COMMANDS = {
 
 EXAMPLES = (
     "train mnist-cnn --epochs 2",
-    'descend "x**2 + 3*y**2" --start 3 4 --lr 0.1 --momentum 0 0.9',
+    'descend "x**2 + 3*y**2" --start 3 4 --lr 0.1 --momentum 0 0.5',
     "explain runs/NAME --step 500 --parameter layers.0.weight --index 64 400",
     "plot runs/ONE runs/OTHER --output curves.png",
     "landscape runs/NAME",

@@ -226,7 +226,7 @@ def test_the_last_lines_say_commands_that_work(file, capsys) -> None:
     for what in ("a weight", "landscape"):
         program, *words = shlex.split(shown[what])
         assert program == "minitrain" and exit_code_of(*words) == 0
-    weight = minitrain.load("my run", trust_code=True)[0].weight.detach()
+    weight = minitrain.load("my run", trust_code=True).state_dict()["0.weight"]
     index = [int(i) for i in re.findall(r"--index (\d+) (\d+)", shown["a weight"])[0]]
     assert weight[tuple(index)].abs() == weight.abs().max()
     network = eval(shown["in Python"], {"minitrain": minitrain})
