@@ -1,21 +1,14 @@
 """Samples in batches, and the order in which an epoch takes them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from minitrain.epochs import Batch
+from minitrain.epochs import Batch, Cut, bounds_of, check_batch_size
 from minitrain.randomness import number_of
 from minitrain.samples import Samples, count, part, select, tensors_in
-
-Bounds = tuple[int, int]
-"""Where a batch starts in the order of its epoch, and where it ends."""
-
-Cut = Callable[[list[Bounds]], Iterable[Bounds]]
-"""Returns those of the batches, or the parts of them, that are had here."""
 
 
 @dataclass(frozen=True)
@@ -94,44 +87,8 @@ class Batches:
         return part((self.inputs, self.targets), 0, num)
 
 
-class InBatches(Protocol):
-    """Samples that are had in batches."""
-
-    @property
-    def num_samples(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def cut(self) -> Cut | None: ...
-
-
-def bounds_of(batches: InBatches) -> list[Bounds]:
-    """Return where each batch of an epoch starts and ends, or what is cut of them.
-
-    >>> bounds_of(Batches(torch.arange(5), None, batch_size=2))
-    [(0, 2), (2, 4), (4, 5)]
-    """
-    size, num_samples = batches.batch_size, batches.num_samples
-    starts = range(0, num_samples, size)
-    bounds = [(start, min(start + size, num_samples)) for start in starts]
-    return bounds if batches.cut is None else [*batches.cut(bounds)]
-
-
 def order_of(num_samples: int, epoch: int, seed: int | None) -> Tensor:
     """Return the order of samples in an epoch, a permutation of 0, ..., N - 1."""
     generator = torch.Generator()
     generator.manual_seed(number_of(f"order of epoch {epoch}, seed {seed}"))
     return torch.randperm(num_samples, generator=generator)
-
-
-def check_batch_size(batch_size: int, num_samples: int) -> None:
-    """Make sure that batches of this size can be had.
-
-    Raises:
-        ValueError: It is not from 1 to the number of samples.
-    """
-    if not 1 <= batch_size <= num_samples:
-        raise ValueError(
-            f"batch_size = {batch_size}: must be from 1 to the number of samples, "
-            f"{num_samples}"
-        )

@@ -1,13 +1,19 @@
 """Batches, whoever makes them: pairs of samples, epoch after epoch."""
 
 import itertools
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 from typing import Protocol, TypeGuard, cast
 
 from minitrain.samples import Samples, count, tensors_in
 
 Batch = tuple[Samples, Samples]
 """Inputs and targets of some samples, which are counted along the first dimension."""
+
+Bounds = tuple[int, int]
+"""Where a batch starts in the order of its epoch, and where it ends."""
+
+Cut = Callable[[list[Bounds]], Iterable[Bounds]]
+"""Returns those of the batches, or the parts of them, that are had here."""
 
 
 class Epochs(Protocol):
@@ -58,3 +64,40 @@ def epoch_of(
 def has_epochs(batches: Epochs | Iterable[Batch]) -> TypeGuard[Epochs]:
     """Return whether the order of these batches is a function of the epoch."""
     return callable(getattr(batches, "epoch", None))
+
+
+class InBatches(Protocol):
+    """Samples that are had in batches."""
+
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def cut(self) -> Cut | None: ...
+
+
+def bounds_of(batches: InBatches) -> list[Bounds]:
+    """Return where each batch of an epoch starts and ends, or what is cut of them.
+
+    >>> from types import SimpleNamespace
+    >>> bounds_of(SimpleNamespace(num_samples=5, batch_size=2, cut=None))
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    size, num_samples = batches.batch_size, batches.num_samples
+    starts = range(0, num_samples, size)
+    bounds = [(start, min(start + size, num_samples)) for start in starts]
+    return bounds if batches.cut is None else [*batches.cut(bounds)]
+
+
+def check_batch_size(batch_size: int, num_samples: int) -> None:
+    """Make sure that batches of this size can be had.
+
+    Raises:
+        ValueError: It is not from 1 to the number of samples.
+    """
+    if not 1 <= batch_size <= num_samples:
+        raise ValueError(
+            f"batch_size = {batch_size}: must be from 1 to the number of samples, "
+            f"{num_samples}"
+        )

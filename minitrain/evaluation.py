@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from minitrain.checks import check_batches, check_loss
 from minitrain.epochs import Batch, Epochs, epoch_of, size_of
-from minitrain.metrics import Metrics, accuracy, check_metrics, sum_of
+from minitrain.metrics import (
+    Metrics,
+    Sums,
+    accuracy,
+    check_metrics,
+    means_of,
+    sum_of,
+)
 from minitrain.samples import Samples, count, join, move, part
 from minitrain.shards import Shards
 
@@ -54,7 +61,7 @@ def evaluate(
     """
     check_batches(batches)
     device, shards = _device_of(model), shards or Shards()
-    rows: list[_Sums] = []
+    rows: list[Sums] = []
     with evaluating(model):
         for number, batch in shards.numbered(epoch_of(shards.deal(batches), 0)):
             shards.seed_stream(f"evaluation of batch {number}", device)
@@ -65,32 +72,11 @@ def evaluate(
             measured = (metrics or accuracy)(outputs, targets)
             check_metrics(measured)
             of_metrics = {name: sum_of(name, x, size) for name, x in measured.items()}
-            rows.append(_Sums(size, loss.double().reshape(()) * size, of_metrics))
+            rows.append(Sums(size, loss.double().reshape(()) * size, of_metrics))
     rows = shards.collect(rows)
     if not rows:
         raise ValueError("there is no batch to evaluate on")
-    num_samples = sum(row.num_samples for row in rows)
-    # A mean over some of the samples means another thing.
-    names = [name for name in rows[0].metrics if all(name in r.metrics for r in rows)]
-    return Evaluation(
-        _sum([row.loss for row in rows]) / num_samples,
-        {
-            name: _sum([row.metrics[name] for row in rows]) / num_samples
-            for name in names
-        },
-    )
-
-
-class _Sums(NamedTuple):
-    """What one batch adds to the sums over all samples."""
-
-    num_samples: int
-    loss: Tensor
-    metrics: dict[str, Tensor]
-
-
-def _sum(values: list[Tensor]) -> float:
-    return torch.stack(values).cpu().sum().item()
+    return Evaluation(*means_of(rows))
 
 
 @torch.no_grad()

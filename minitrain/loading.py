@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from minitrain._torch import end_workers
-from minitrain.batches import Cut, bounds_of, check_batch_size, order_of
-from minitrain.epochs import Batch
+from minitrain.batches import order_of
+from minitrain.epochs import Batch, Cut, bounds_of, check_batch_size
 from minitrain.randomness import seed_all
 from minitrain.samples import Samples, count, part
 

@@ -1,8 +1,8 @@
 """What is measured of predictions besides the loss: one number for each sample."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,30 @@ def sum_of(name: str, values: Tensor, num_samples: int) -> Tensor:
             f"number for each, a tensor of shape ({num_samples},)"
         )
     return values.double().sum()
+
+
+class Sums(NamedTuple):
+    """What one batch adds to the sums over all samples."""
+
+    num_samples: int
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+def means_of(rows: Sequence[Sums]) -> tuple[float, dict[str, float]]:
+    """Return the mean loss and metrics over the samples of batches, in their order.
+
+    A metric that was not measured of all of them is left out: a mean over some of the
+    samples means another thing.
+    """
+    num_samples = sum(row.num_samples for row in rows)
+
+    def mean(values: list[Tensor]) -> float:
+        return torch.stack(values).cpu().sum().item() / num_samples
+
+    names = [name for name in rows[0].metrics if all(name in r.metrics for r in rows)]
+    metrics = {name: mean([row.metrics[name] for row in rows]) for name in names}
+    return mean([row.loss for row in rows]), metrics
 
 
 def accuracy(outputs: Any, targets: Any) -> dict[str, Tensor]:

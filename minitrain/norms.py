@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from minitrain.sharded import are_sharded, norms_of_whole
+
 ROW = 512
 
 
@@ -30,18 +32,23 @@ def norm(parts: Tensor | Sequence[Tensor]) -> Tensor:
         parts: A tensor of any shape, or the parts of a vector.
     """
     if isinstance(parts, Tensor):
-        return _norm_of_one(parts)
-    return _norm_of_one(parts[0] if len(parts) == 1 else norms(parts))
+        parts = [parts]
+    is_one = len(parts) == 1 and not are_sharded(parts)
+    return _norm_of_one(parts[0] if is_one else norms(parts))
 
 
 def norms(parts: Iterable[Tensor]) -> Tensor:
     """Return the norm of each part, shape (number of parts,).
 
-    Their squares add up to the square of the norm of the whole.
+    Their squares add up to the square of the norm of the whole. That of a DTensor is
+    the norm of the full tensor.
 
     >>> norms([torch.tensor([3.0, 4.0]), torch.tensor([2.0])])
     tensor([5., 2.])
     """
+    parts = [*parts]
+    if are_sharded(parts):
+        return norms_of_whole(_norm_of_one, parts)
     return torch.stack([_norm_of_one(part) for part in parts])
 
 

@@ -21,6 +21,7 @@ from minitrain.checks import (
     warn_if_unused,
     warn_of_evaluation_mode,
 )
+from minitrain.data_parallel import shards_of
 from minitrain.epochs import Batch, Epochs, size_of
 from minitrain.lr_groups import keep_lr_ratios, set_lrs
 from minitrain.norms import clip_factor, grad_norms, norm
@@ -45,7 +46,8 @@ class Step(NamedTuple):
     num_samples: int
     """Samples whose losses were averaged."""
     loss: float
-    """Their mean loss, before the update."""
+    """Their mean loss, before the update. Of a model under `DistributedDataParallel` or
+    `fully_shard` it is the mean over the processes, as the gradient is."""
     grad_norm: float
     """|grad L| over all parameters together, before clipping."""
     grad_norms: dict[str, float] | None
@@ -174,7 +176,7 @@ def train(
     pass_of = (model, loss_fn, device)
     mean_loss = functools.partial(_mean_loss, *pass_of)
     backward = functools.partial(_backward, *pass_of, autocast)
-    shards = shards or Shards()
+    shards = shards or shards_of(model)
     per_step = accumulate * len(shards.own)
     for window in windows_of(shards.cut(batches), epochs, per_step, start):
         number, is_last = window.number, window.is_last

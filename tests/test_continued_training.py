@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness.names import named
 from harness.networks import network, tensors
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -128,7 +129,7 @@ class Unknown:
         ((batch for batch in [(inputs, targets)]), "generator"),
         (Unknown(), "Unknown"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_where_the_order_is_not_known_nothing_goes_on(
     batches: Iterable[Any], name: str

@@ -14,6 +14,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from harness.names import named
 from harness.networks import network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, get_worker_info
@@ -191,7 +192,7 @@ def test_a_resumed_training_ends_in_the_same_bits(num_workers: int) -> None:
         ([({"a": 1}, 0), ({"b": 1}, 0)], "cannot be one batch: 'a'"),
         ([(object(), 0)], "cannot be one batch: .*object"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_items_that_make_no_batch(items: list, message: str, num_workers: int) -> None:
     batches = DatasetBatches(items, len(items), num_workers=num_workers)

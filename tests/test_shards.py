@@ -9,13 +9,14 @@ from harness.processes import in_group
 from torch import Tensor, nn
 
 from minitrain import SGD, Batches, ParameterVector, tags, train
-from minitrain.batches import bounds_of
+from minitrain.epochs import bounds_of
 from minitrain.evaluation import evaluate
 from minitrain.instruments.cadence import Cadence
 from minitrain.instruments.panel import Panel
 from minitrain.loading import DatasetBatches
+from minitrain.means import Mean, join
 from minitrain.randomness import seed_all
-from minitrain.shards import Alone, Mean, Shards, join
+from minitrain.shards import Alone, Shards
 
 
 class Rank(Alone):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness.names import named
 from harness.networks import network, tensors
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -268,7 +269,7 @@ def test_parameters_added_while_training_are_trained() -> None:
         ({"clip_norm": 0.0}, r"clip_norm = 0.0"),
         ({"clip_norm": math.nan}, "clip_norm = nan"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_what_cannot_be_trained_is_an_error(arguments: dict, message: str) -> None:
     model = network()

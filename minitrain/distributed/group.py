@@ -101,7 +101,10 @@ class Group:
         of_all = [torch.empty_like(message) for _ in range(self.world_size)]
         try:
             work = dist.all_gather(of_all, message, async_op=True)
-            self._wait(work)
+            if message.is_cpu:
+                self._wait(work)
+            else:
+                work.wait()  # on the accelerator; this process goes on
         except GroupError:
             raise
         except RuntimeError as error:  # a connection was closed
@@ -110,16 +113,12 @@ class Group:
 
     def _wait(self, work: Any) -> None:
         """Wait, and look every second whether the others are alive."""
-        if self._on_device:  # where the accelerator waits, and not this process
-            work.wait()
-            return
         while True:
             try:
-                work.wait(SLICE)
-                return
+                return work.wait(SLICE)
             except RuntimeError:
-                if work.is_completed():
-                    raise
+                if work.is_completed():  # by an error, or in this very moment
+                    return work.wait()
             if silent := self._pulse.silent(self._patience):
                 raise GroupError(
                     f"rank {silent[0]} of {self.world_size} hangs: it gives no sign of "

@@ -1,11 +1,12 @@
 """One step of a run made once more, for the numbers around one weight."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from minitrain.rule import Rule
 from minitrain.runs import checkpoint
 from minitrain.runs.checkpoint import Checkpoint, DamagedError, UnreadableError
 from minitrain.runs.summary import read_summary
+from minitrain.shards import Shards
 from minitrain.system.errors import (
     SettingsError,
     did_you_mean,
@@ -122,10 +124,16 @@ def replay(
     _check_changes(changes, num_done, step)
     if start is not None:
         parts.restore(start)
-    steps = parts.train(num_done)
+    grads: list[float] = []
+    shards = Noting(
+        parts.config.shards,
+        parts.config.seed,
+        note=lambda: grads.append(weight.take(weight.theta.grad)),
+    )
+    steps = dataclasses.replace(parts, shards=shards).train(num_done)
     for _ in islice(steps, step - 1 - num_done):
         pass
-    rule, held = _look_at_next(steps, parts, weight)
+    rule, held = _look_at_next(steps, parts, weight, grads)
     equal = None
     if same is not None:
         own = fingerprint(parts.model.state_dict(), parts.optimizer.state_dict())
@@ -134,10 +142,29 @@ def replay(
     return Replay(rule, held, parts.num_steps, origin, changed, equal)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Noting(Shards):
+    """Says when the gradient of a step is complete, and not yet clipped in place."""
+
+    note: Callable[[], None]
+
+    def backward(self, *arguments: Any, **options: Any) -> tuple[Tensor, int]:
+        made = super().backward(*arguments, **options)
+        self.note()
+        return made
+
+
 def _look_at_next(
-    steps: Iterator[Step], parts: Run, weight: Weight
+    steps: Iterator[Step], parts: Run, weight: Weight, grads: Sequence[float]
 ) -> tuple[Rule, Held]:
-    """Make one more step, and note the numbers of one weight around it."""
+    """Make one more step, and note the numbers of one weight around it.
+
+    Args:
+        steps: The steps, up to the one before.
+        parts: The run.
+        weight: The weight.
+        grads: Its gradient in each step, before clipping.
+    """
     theta, config = weight.theta, parts.config
 
     def buffer() -> Tensor | None:
@@ -145,10 +172,6 @@ def _look_at_next(
 
     before, old = theta.detach().clone(), buffer()
     old = None if old is None else old.clone()
-    grads: list[float] = []  # before clipping, which happens in place
-    weight.parameter.register_post_accumulate_grad_hook(
-        lambda p: grads.append(cast(Tensor, p.grad)[weight.index].item())
-    )
     made = next(steps)
     options = config.optimizer.model_dump(exclude={"lr", "decay"})
     options["weight_decay"] = weight.group["weight_decay"]

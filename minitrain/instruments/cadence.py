@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 NOTHING: frozenset[str] = frozenset()
@@ -62,6 +62,14 @@ class Cadence(NamedTuple):
         if is_last:
             extra = frozenset(kind for kind in EXTRA if getattr(self, kind)) - due
         return Plan(due | extra, extra, "look" in self._due(number + 1))
+
+    def without(self, kinds: Collection[str]) -> "Cadence":
+        """Return the same where these kinds, those of them that it knows, never read.
+
+        >>> Cadence(look=2, audit=4).without({"audit", "truth", "audit/margin"})
+        Cadence(look=2, audit=0, truth=0, noise=50)
+        """
+        return self._replace(**dict.fromkeys({*self._fields} & {*kinds}, 0))
 
     def _due(self, number: int) -> frozenset[str]:
         return frozenset(

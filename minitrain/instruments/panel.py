@@ -17,12 +17,8 @@ from minitrain.instruments.layer_hooks import PerSampleNorms
 from minitrain.instruments.leftover import Leftover
 from minitrain.instruments.memory import Memory
 from minitrain.instruments.noise import NoiseEstimate, noise_estimate, read_noise
-from minitrain.instruments.observation import (
-    OF_SGD_ALONE,
-    Observation,
-    Parameters,
-    Vector,
-)
+from minitrain.instruments.observation import Observation, Parameters, Vector
+from minitrain.instruments.obstacles import find_obstacles
 from minitrain.instruments.readings import read_look
 from minitrain.instruments.recompute import BatchLoss, LossOf
 from minitrain.instruments.truth import Slope, check_slopes, read_truth
@@ -44,6 +40,10 @@ class Panel:
     The block holds the forward pass, the backward pass and the update of one step. What
     the readings mean is said in `tags`.
 
+    Under `DistributedDataParallel` they are of the mean loss of all processes, whose
+    gradient the parameters have: every process must have a panel and watch the same
+    steps, as they wait for one another. Under `fully_shard` all readings are withheld.
+
     Args:
         model: The model.
         optimizer: Updates its parameters, or some of them.
@@ -60,22 +60,20 @@ class Panel:
         *,
         beside: Sequence[nn.Module] = (),
     ) -> None:
-        self.cadence = Cadence() if cadence is None else cadence
         self.seconds = 0.0
         """Seconds that the panel took of the steps' time, from the first one on."""
         self.slopes: dict[str, Slope] = {}
         """The last truth test, of the gradient as a whole and of each parameter."""
-        self.withheld: dict[str, str] = {}
+        self._parameters = Parameters(model, optimizer)
+        self.withheld = find_obstacles(model, self._parameters)
         """The instruments, or single readings by their tags, that are not given, and
         why."""
+        self.cadence = (cadence or Cadence()).without(self.withheld)
         self._model, self._optimizer, self._beside = model, optimizer, beside
-        self._parameters = Parameters(model, optimizer)
         self._memory = Memory.begin(self._parameters.theta())
         self._sample_norms = PerSampleNorms(model)
         self._leftover = Leftover(model)
         self._unread = Unread(self._pass_over)
-        if departure := self._parameters.departure_from_sgd():
-            self.withheld |= dict.fromkeys(OF_SGD_ALONE, departure)
 
     def step(
         self,
@@ -181,9 +179,9 @@ class Panel:
             costs[kind] = min(costs[kind], 2 * self.seconds)  # caches are warm here
         self._optimizer.zero_grad()
         self.seconds, self._memory = seconds, memory
-        fitted = fit_cadence(costs, step, budget, unit)
-        never = dict.fromkeys(self.withheld.keys() & fitted._asdict().keys(), 0)
-        return fitted._replace(**never)
+        step, *each = batch_loss.agree(step, *costs.values())
+        fitted = fit_cadence(dict(zip(costs, each, strict=True)), step, budget, unit)
+        return fitted.without(self.withheld)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what later readings depend on, for a checkpoint."""
@@ -233,6 +231,8 @@ class Panel:
         with self._timed():
             plan, parameters = watch.plan, self._parameters
             gradient = parameters.gradient()
+            if plan.audits:
+                (loss,) = watch.same.agree(loss)
             step = Observation(
                 parameters=parameters,
                 loss=loss,

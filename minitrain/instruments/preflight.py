@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from minitrain.batches import Batches
+from minitrain.data_parallel import without_ddp
 from minitrain.epochs import Batch, Epochs, epoch_of, size_of
 from minitrain.instruments.findings import Finding
 from minitrain.instruments.model_checks import check_model
@@ -30,6 +31,12 @@ long where they are not in memory."""
 
 NUM_PASSED = 512
 """So many samples, or those of one batch, go through the model."""
+
+UNFIT = (
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError
+)  # fmt: skip
+"""What comes of a model that cannot be copied, as one under `fully_shard`, or that
+cannot take the samples."""
 
 
 def preflight(
@@ -93,12 +100,12 @@ def _look(
     yield from check_labels(*seen.in_order)
     samples = join(seen.batches)
     try:
-        copied = copy.deepcopy(model)
+        copied = copy.deepcopy(without_ddp(model))
         device = next((p.device for p in copied.parameters()), torch.device("cpu"))
         num = min(NUM_PASSED, size_of(seen.batches[0]), count(samples))
         chosen = torch.arange(num) * count(samples) // num
         yield from check_model(copied, loss_fn, move(select(samples, chosen), device))
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+    except UNFIT:
         return  # it cannot be copied, or cannot take these samples: training tells
 
 

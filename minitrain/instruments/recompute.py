@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from minitrain.data_parallel import groups_of, mean_over, synchronization_kept
 from minitrain.randomness import RandomStates
 
 LossOf = Callable[[], Tensor]
@@ -35,6 +36,7 @@ class BatchLoss:
     ) -> None:
         self._models = (model, *beside)
         self._loss_of, self._autocast = loss_of, autocast
+        self._groups = groups_of(model)
         self._device = next(model.parameters()).device
         self._random = RandomStates(self._device)
         self._start = self._random.keep()
@@ -42,9 +44,17 @@ class BatchLoss:
 
     @torch.no_grad()
     def __call__(self) -> float:
-        """Compute the loss."""
+        """Compute the loss, the mean over processes where the gradient is one."""
         with self.untouched():
-            return self.loss().item()
+            return mean_over(self._groups, self.loss()).item()
+
+    def agree(self, *numbers: float) -> list[float]:
+        """Return the means over the processes that share the loss, if there are others.
+
+        What decides how often the loss is computed must be the same on all of them.
+        """
+        values = torch.tensor(numbers, dtype=torch.float64)
+        return mean_over(self._groups, values, self._device).tolist()
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
@@ -52,7 +62,7 @@ class BatchLoss:
         own = (buffer for model in self._models for buffer in model.buffers())
         buffers = [(b, b.detach().clone()) for b in own]
         try:
-            with self._random.replay(self._start):
+            with self._random.replay(self._start), synchronization_kept(self._models):
                 yield
         finally:
             with torch.no_grad():

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from minitrain.gradients import ScalarFunction
 from minitrain.hessians import hessian
+from minitrain.sharded import are_sharded
 
 
 def sharpness(
@@ -42,12 +43,17 @@ def sharpness(
         num_iterations: See `largest_eigenvalue`.
 
     Raises:
-        ValueError: No parameter is trainable.
+        ValueError: No parameter is trainable, or one is a DTensor.
         RuntimeError: An operation of the model has no second derivative.
     """
     trainable = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError("no parameter is trainable: a Hessian needs one at least")
+    if sharded := [name for name, p in trainable.items() if are_sharded([p])]:
+        raise ValueError(
+            f"{sharded[0]} is a DTensor, of which each process holds a part: a Hessian "
+            "needs whole parameters; give the model as it is without fully_shard"
+        )
     theta = torch.cat([p.reshape(-1) for p in trainable.values()])
     sizes = [p.numel() for p in trainable.values()]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}

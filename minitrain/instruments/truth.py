@@ -163,11 +163,12 @@ def check_slopes(
         else:  # where no gradient came, the loss must be flat in any direction
             direction = _draw_direction(point, generator)
             scale = max(1.0, point.norm.item())
+        claimed, scale = loss_of.agree(step.unclip(steepness), scale)
         slopes[name] = check_slope(
             loss_of,
             point,
             direction,
-            step.unclip(steepness),
+            claimed,
             loss,
             resolution=resolution,
             tolerance=AUTOCAST_TOLERANCE if is_rough else TOLERANCE,

@@ -331,9 +331,9 @@ def the_last_batch_padded(shards: Any) -> None:
     replace(shards.Shards, _slices=slices)
 
 
-@fault("minitrain.shards", SHARING)
-def a_mean_without_weights(shards: Any) -> None:
-    join = shards.join
+@fault("minitrain.means", SHARING)
+def a_mean_without_weights(means: Any) -> None:
+    join = means.join
 
     def join_halves(left: Any, right: Any) -> Any:
         num_samples = left.num_samples + right.num_samples
@@ -342,7 +342,7 @@ def a_mean_without_weights(shards: Any) -> None:
         same = (each._replace(num_samples=1) for each in (left, right))
         return join(*same)._replace(num_samples=num_samples)
 
-    replace(shards, join=join_halves)
+    replace(means, join=join_halves)
 
 
 @fault("minitrain.shards", SHARING)
@@ -355,15 +355,15 @@ def the_same_dropout_mask_on_all_ranks(shards: Any) -> None:
     replace(shards, seed_all=seed_step)
 
 
-@fault("minitrain.shards", SHARING)
-def a_sum_in_the_order_of_ranks(shards: Any) -> None:
+@fault("minitrain.means", SHARING)
+def a_sum_in_the_order_of_ranks(means: Any) -> None:
     def root(leaves: Any, num: int) -> Any:
         mean = next(leaves)
         for _ in range(num - 1):
-            mean = shards.join(mean, next(leaves))
+            mean = means.join(mean, next(leaves))
         return mean
 
-    replace(shards, _root=root)
+    replace(means, root=root)
 
 
 @fault("minitrain.shards", SHARING)
@@ -379,13 +379,13 @@ def an_audit_with_the_loss_of_its_own_samples(shards: Any) -> None:
     replace(shards.Shards, loss=own_loss)
 
 
-@fault("minitrain.shards", SHARING)
-def batch_norm_of_the_first_shard_alone(shards: Any) -> None:
-    join = shards.join
+@fault("minitrain.means", SHARING)
+def batch_norm_of_the_first_shard_alone(means: Any) -> None:
+    join = means.join
 
     def join_all_else(left: Any, right: Any) -> Any:
         kept = [buffer.clone() for buffer in left.buffers]
         joined = join(left, right)
         return joined._replace(buffers=kept if left.num_samples else joined.buffers)
 
-    replace(shards, join=join_all_else)
+    replace(means, join=join_all_else)

@@ -18,7 +18,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_those_of_a_clone_are_all_there() -> None:
-    programs = {FOLDER / "gan.py"}  # with a loop of its own
+    programs = {FOLDER / "gan.py", FOLDER / "fsdp.py"}  # with loops of their own
     files = {path for path in FOLDER.iterdir() if path.suffix in (".toml", ".py")}
     files -= programs
     assert set(shipped().values()) == files

@@ -264,7 +264,9 @@ def test_ranks_that_die_at_random_lose_nothing(
                     continue  # it was ended before there was anything to lose
                 assert isinstance(error, GroupError), results
                 assert f"rank {victim}" in str(error)
-                assert vars(error)["at"] - died_at < limit
+                has_stepped = int((saved or ["0"])[-1]) > 0  # else it may be loading
+                late = limit if has_stepped or number == signal.SIGKILL else 60
+                assert vars(error)["at"] - died_at < late
         resumed = config_of("mlp", str(life), *["--resume"] * folder.exists())
         summary = run_on(rng.choice([1, 2, 4]), resumed)
         assert isinstance(summary, Summary)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from harness.names import named
 from minitrain.sgd import SGD
 
 Options = dict[str, Any]
@@ -52,7 +53,7 @@ def each(name: str, values: Iterable[Any]) -> pytest.MarkDecorator:
             return ",".join(f"{k}={v}" for k, v in value.items() if v) or "plain"
         if isinstance(value, type):
             return f"{value.__module__.partition('.')[0]}.{value.__name__}"
-        return getattr(value, "__name__", str(value))
+        return getattr(value, "__name__", named(value))
 
     return pytest.mark.parametrize(name, values, ids=label)
 

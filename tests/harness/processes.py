@@ -49,6 +49,27 @@ def in_group(world_size: int, work: Callable[[int], Any]) -> list[Any]:
             process.join()
 
 
+def in_process_group(world_size: int, work: Callable[[int], Any]) -> list[Any]:
+    """Return what `in_group` does, where the processes are connected by gloo.
+
+    Raises:
+        Exception: The first that one of them raised.
+    """
+
+    def connected(rank: int) -> Any:
+        torch.distributed.init_process_group("gloo")
+        try:
+            return work(rank)
+        finally:
+            torch.distributed.destroy_process_group()
+
+    results = in_group(world_size, connected)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
 def _tend(processes: list[Any], ends: list[Connection]) -> None:
     """Wait for all, as torchrun does: where one fails, the others are asked to end."""
     deadline, is_ending = time.monotonic() + LIMIT, False
