@@ -216,7 +216,9 @@ def catch(name: str) -> bool:
 
 def main() -> int:
     """Prove all claims, or catch faults; the exit code is 1 where one is not."""
-    parser = argparse.ArgumentParser(description="Prove what the README says")
+    parser = argparse.ArgumentParser(
+        description="Prove what is said of runs that survive"
+    )
     parser.add_argument(
         "--mutants",
         nargs="*",

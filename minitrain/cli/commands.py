@@ -17,6 +17,15 @@ COMMANDS = {
 }
 """What each command does; its code is the module of that name beside this one."""
 
+EXAMPLES = (
+    "train mnist-cnn --epochs 2",
+    'descend "x**2 + 3*y**2" --start 3 4 --lr 0.1 --momentum 0 0.5',
+    "explain runs/NAME --step 500 --parameter layers.0.weight --index 64 400",
+    "plot runs/ONE runs/OTHER --output curves.png",
+    "landscape runs/NAME",
+)
+"""One of each command, to copy."""
+
 
 def main(arguments: Sequence[str] | None = None, program: str = "minitrain") -> int:
     """Run the command that the command line names.
@@ -77,7 +86,7 @@ def _answer(words: Sequence[str], program: str) -> int:
 
 
 def usage(program: str) -> str:
-    """The commands with a sentence each, and how to ask for more."""
+    """The commands with a sentence and an example each, and how to ask for more."""
     width = max(map(len, COMMANDS))
     return "\n".join(
         [
@@ -86,6 +95,10 @@ def usage(program: str) -> str:
             "From the gradient to MNIST: a minimal framework to train neural networks.",
             "",
             *(f"  {name:{width}}  {does}" for name, does in COMMANDS.items()),
+            "",
+            "For example:",
+            "",
+            *(f"  {program} {example}" for example in EXAMPLES),
             "",
             f"{program} COMMAND --help tells the options of a command, and "
             f"{program} --version\nwhich version this is.",

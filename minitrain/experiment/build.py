@@ -192,7 +192,11 @@ def _options(section: Any, *others: str) -> dict[str, Any]:
 
 
 def _call(
-    function: Callable[..., T], kind: type[MinitrainError], *given: Any, **options: Any
+    function: Callable[..., T],
+    kind: type[MinitrainError],
+    /,  # whose names are free for the options
+    *given: Any,
+    **options: Any,
 ) -> T:
     """Call a function of the experiment.
 

@@ -17,6 +17,7 @@ from minitrain.experiment.journal import Journal
 from minitrain.experiment.nobody import Nobody
 from minitrain.experiment.parts import Run
 from minitrain.experiment.reading import to_toml
+from minitrain.experiment.report import how_to_go_on
 from minitrain.experiment.settings import Config
 from minitrain.runs import checkpoint
 from minitrain.runs.saver import Saver
@@ -50,7 +51,7 @@ def make(
             journal.note_inputs()
         if not is_over(config, summary):
             with journal.drawing_a_failure():
-                _make_steps(built, start or 0, journal, saver)
+                _make_steps(built, folder, start or 0, journal, saver)
         stop.answer = "all is saved; finishing"
         _conclude(built, folder, journal)
 
@@ -75,7 +76,9 @@ def _begin(built: Run, folder: Path, start: int | None, summary: Summary) -> Sav
     return saver
 
 
-def _make_steps(built: Run, start: int, journal: Journal, saver: Any) -> None:
+def _make_steps(
+    built: Run, folder: Path, start: int, journal: Journal, saver: Any
+) -> None:
     """Make the steps after step `start`, note them, and save what is due."""
     config, summary, group = built.config, journal.summary, built.group
     for step, seconds in _timed(built.train(start), built.device):
@@ -96,6 +99,7 @@ def _make_steps(built: Run, start: int, journal: Journal, saver: Any) -> None:
             journal.board.sync()
             saver.save(must_succeed=is_last or ends_early or bool(received))
         if received:
+            say(how_to_go_on(built, folder))
             raise Stopped(signal.Signals(received))
         if ends_early:
             return

@@ -1,9 +1,16 @@
 """What a run tells on the terminal."""
 
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import nn
+
+from minitrain.experiment import catalog
+from minitrain.experiment.parts import Run
 from minitrain.instruments.findings import Finding
 from minitrain.runs.summary import Summary
 from minitrain.system.terminal import say
@@ -70,8 +77,8 @@ def shown(name: str, value: float) -> str:
     return f"{value:.2%}" if "accuracy" in name else f"{value:.4g}"
 
 
-def result(summary: Summary, folder: Path) -> str:
-    """Return the lines that a run ends with."""
+def result(summary: Summary) -> str:
+    """Return the lines that say what came of a run."""
     lines = [f"found {found['kind']}" for found in summary.findings]
     if summary.is_stopped_early:
         lines.append(
@@ -89,6 +96,40 @@ def result(summary: Summary, folder: Path) -> str:
         f"trained for {summary.train_seconds:.1f} s of {summary.total_seconds:.1f} s; "
         f"fingerprint {summary.fingerprint[:16]}"
     )
-    look = f"tensorboard --logdir {folder.parent}"
-    lines.append(f"run directory {folder}; to look at it: {look}")
     return "\n".join(lines)
+
+
+def what_next(run: Run, summary: Summary, folder: Path) -> str:
+    """Return the last lines of a run: what to type to look further into it."""
+    name, root = shlex.quote(str(folder)), shlex.quote(str(folder.parent))
+    keeps_code = run.definition.path is not None
+    trust, trusting = " --trust-code" * keeps_code, ", trust_code=True" * keeps_code
+    more = "--samples_per_plugin images=100,scalars=10000"
+    lines = {"curves": f"tensorboard --logdir {root} {more}"}
+    if run.definition.optimizer is None:  # the rule that explain knows is SGD's
+        step = summary.steps - summary.steps // (2 * summary.epochs)  # in the last one
+        which = f"--step {step} {_weight_to_explain(run.model)}"
+        lines["a weight"] = f"minitrain explain {name} {which}{trust}"
+    lines["landscape"] = f"minitrain landscape {name}{trust}"
+    lines["in Python"] = f"minitrain.load({str(folder)!r}{trusting})"
+    told = [f"  {what:9}  {command}" for what, command in lines.items()]
+    return "\n".join([f"run directory {folder}; to look further:", *told])
+
+
+def how_to_go_on(run: Run, folder: Path) -> str:
+    """Return the line that a run ends with which a signal has interrupted."""
+    path, words = run.definition.path, ["minitrain", "train"]
+    if path is not None:
+        is_shipped = catalog.shipped().get(path.stem) == path
+        words.append(path.stem if is_shipped else os.path.relpath(path))
+    words += ["--run-dir", str(folder), "--resume"]
+    return f"to go on from there: {shlex.join(words)}"
+
+
+def _weight_to_explain(model: nn.Module) -> str:
+    """Return the flags that name the largest weight of the first layer."""
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    name, parameter = max(trained, key=lambda pair: pair[1].dim())  # the first of them
+    place = torch.unravel_index(parameter.detach().abs().argmax(), parameter.shape)
+    index = " ".join(str(int(i)) for i in place)
+    return f"--parameter {name} --index {index}".removesuffix(" --index ")

@@ -12,7 +12,7 @@ from minitrain.experiment.build import build
 from minitrain.experiment.machine import find_device
 from minitrain.experiment.parts import SOURCE, Run, with_cadence
 from minitrain.experiment.reading import from_toml
-from minitrain.experiment.report import result
+from minitrain.experiment.report import result, what_next
 from minitrain.experiment.settings import Config
 from minitrain.experiment.sharing import RUN_DIR, check_shards, continued
 from minitrain.experiment.state import check_state
@@ -99,7 +99,7 @@ def _run(config: Config, started: float, stop: Stop, group: Group | Single) -> S
             ended = recording(summary, folder, started, built.fingerprint)
         with stop, ended:
             course.make(built, folder, start, summary, stop)
-    say(result(summary, folder))
+    say(f"{result(summary)}\n\n{what_next(built, summary, folder)}")
     return summary
 
 

@@ -68,6 +68,7 @@ def test_the_commands_are_listed(words: str, capfd: pytest.CaptureFixture[str]) 
     assert code == expected and silent == ""
     for name, sentence in COMMANDS.items():
         assert f"  {name:9}  {sentence}\n" in shown
+        assert shown.count(f"  minitrain {name} ") == 1, "an example, to copy"
 
 
 def test_version(capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +23,8 @@ from minitrain.experiment import course, runner
 from minitrain.experiment.reading import parse, read
 from minitrain.experiment.source import load_file
 from minitrain.runs.summary import Summary
-from minitrain.system.errors import CheckpointError, SettingsError
+from minitrain.system.errors import CheckpointError, SettingsError, Stopped
+from minitrain.system.signals import Stop
 
 POINTS = """
 \"\"\"Points inside or outside of a circle.\"\"\"
@@ -203,6 +207,46 @@ def test_explain_agrees_for_an_own_experiment(file, capsys) -> None:
         assert code == 0 and ("weight_decay" in out) == (name == "0.weight")
 
 
+def test_arguments_may_have_any_name(file) -> None:
+    """Also those that the arguments of our own functions have."""
+    text = POINTS.replace("data(", "data(kind: int = 7, ")
+    text = text.replace("model(", "model(function: str = 'tanh', kind: int = 7, ")
+    text += OWN_OPTIMIZER.replace("beta:", "kind: int = 7, function: int = 7, beta:")
+    words = ["--data.kind", 8, "--model.kind", 8, "--optimizer.function", 8]
+    assert train(file(text), *words).steps == train(file(POINTS + OWN_OPTIMIZER)).steps
+
+
+def test_the_last_lines_say_commands_that_work(file, capsys) -> None:
+    """For the source of the experiment, too, which the folder keeps."""
+    train(file(), "--run-dir", "my run")
+    lines = capsys.readouterr().out.partition("run directory my run; ")[2].splitlines()
+    shown = {line[2:11].strip(): line[13:] for line in lines[1:]}
+    assert [*shown] == ["curves", "a weight", "landscape", "in Python"]
+    assert shown["curves"].startswith("tensorboard --logdir . --samples_per_plugin ")
+    for what in ("a weight", "landscape"):
+        program, *words = shlex.split(shown[what])
+        assert program == "minitrain" and exit_code_of(*words) == 0
+    weight = minitrain.load("my run", trust_code=True).state_dict()["0.weight"]
+    index = [int(i) for i in re.findall(r"--index (\d+) (\d+)", shown["a weight"])[0]]
+    assert weight[tuple(index)].abs() == weight.abs().max()
+    network = eval(shown["in Python"], {"minitrain": minitrain})
+    assert torch.equal(network[0].weight, weight)
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_an_interrupted_run_says_how_to_go_on(shipped, file, capsys) -> None:
+    start = "spirals" if shipped else str(file())
+    stop = Stop()
+    stop.received = signal.SIGTERM
+    with pytest.raises(Stopped):
+        runner.run(parse([start, "--epochs=1", "--run-dir=cut", *QUIET]), stop=stop)
+    last = capsys.readouterr().out.splitlines()[-1]
+    _, door, command = last.rpartition(": minitrain train ")
+    name = start if shipped else "points.py"
+    assert door and command == f"{name} --run-dir cut --resume"
+    assert train(*shlex.split(command), "--epochs=1").epochs == 1
+
+
 OWN_OPTIMIZER = """
 
 def optimizer(parameters, lr: float = 0.01, beta: float = 0.9):
@@ -215,6 +259,8 @@ def test_another_optimizer_is_resumed_and_not_explained(
 ) -> None:
     path = file(POINTS + OWN_OPTIMIZER)
     whole = train(path, "--run-dir", "whole", "--optimizer.beta", "0.8")
+    out = capsys.readouterr().out
+    assert "minitrain landscape whole" in out and "minitrain explain" not in out
     monkeypatch.setattr(course.Saver, "save", stopping(course.Saver.save, at=8))
     with pytest.raises(KeyboardInterrupt):
         train(path, "--run-dir", "cut", "--optimizer.beta", "0.8")
