@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from minitrain._torch import set_collectives_timeout
 from minitrain.distributed.launch import Launch
 from minitrain.distributed.messages import pack, unpack
-from minitrain.distributed.pulse import LATENESS, Pulse
+from minitrain.distributed.pulse import Pulse
 from minitrain.shards import Alone
 from minitrain.system.errors import GroupError, MinitrainError, SettingsError
 
@@ -231,7 +231,7 @@ def joined(
                 store=pulse.store,
                 rank=launch.rank,
                 world_size=launch.world_size,
-                timeout=timedelta(seconds=LATENESS),
+                timeout=timedelta(seconds=PATIENCE_AT_START),
             )
             set_collectives_timeout(LIMIT)
         except RuntimeError as error:

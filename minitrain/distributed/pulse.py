@@ -21,7 +21,7 @@ from minitrain.system.errors import GroupError
 PERIOD = 0.25
 """Seconds between two beats."""
 
-LATENESS = 60.0
+LATENESS = 45.0
 """Seconds after which a process that has not come is given up."""
 
 TOKEN = "minitrain group"
