@@ -439,7 +439,7 @@ def test_every_tag_with_a_name_is_one_that_a_run_logs(run, tmp_path) -> None:
     assert len(named) > 20 and named.pop("WHOLE") == "global"
     for on_demand in (
         "LARGEST_EIGENVALUE", "STABLE_EIGENVALUE", "LEFT_OVER",
-        "VALIDATION_LOSS", "VALIDATION_ACCURACY",
+        "VALIDATION_LOSS", "VALIDATION_ACCURACY", "WAITING",
     ):  # fmt: skip
         named.pop(on_demand)
     named.pop("GRADIENT_SIZES")
