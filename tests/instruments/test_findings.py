@@ -391,7 +391,9 @@ def test_findings_stand_in_terminal_summary_and_tensorboard(
     assert (
         f"finding: gradient clipped to almost nothing at step {found['step']}: " in out
     )
-    assert "found gradient clipped to almost nothing" in out.splitlines()[-4]
+    lines = out.splitlines()
+    place = lines.index("found gradient clipped to almost nothing")
+    assert "test accuracy" in lines[place + 1], "with the result"
     kept = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert kept["findings"] == [found]
     assert "**gradient clipped to almost nothing**" in text_of(tmp_path / "run")
