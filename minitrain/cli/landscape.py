@@ -26,9 +26,9 @@ class Ask(Settings, title=""):
     """A run directory, as `train` makes them."""
     output: PrintablePath = Path("landscape.png")
     """The PNG file to write."""
-    samples: Count = 1000
+    samples: Count = 400
     """Training samples that the loss is the mean of, always the same."""
-    points: Annotated[int, Field(ge=3, le=1001)] = 25
+    points: Annotated[int, Field(ge=3, le=1001)] = 17
     """Points along either direction, an odd number."""
     radius: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """How far the plane reaches, in units of the weights' own size."""

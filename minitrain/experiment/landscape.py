@@ -90,8 +90,8 @@ def plot_landscape(run_dir: Path | str, **options: Any) -> "Picture":
 def explore(
     run_dir: Path | str,
     *,
-    num_samples: int = 1000,
-    num_points: int = 25,
+    num_samples: int = 400,
+    num_points: int = 17,
     radius: float = 1.0,
     seed: int = 0,
     trust_code: bool = False,

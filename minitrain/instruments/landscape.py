@@ -40,7 +40,7 @@ def plane(
     loss_fn: Callable[[Any, Any], Tensor],
     *,
     radius: float = 1.0,
-    num_points: int = 25,
+    num_points: int = 17,
     seed: int = 0,
 ) -> Plane:
     """Return the loss over a plane of two random directions d and e around a model.
