@@ -9,6 +9,7 @@ is busy with.
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch.distributed import (
@@ -64,7 +65,20 @@ class Pulse:
             store.set(TOKEN, token)
         for other in self._others:
             while not self.store.check([f"beat {other}"]):
+                self._check_those_here()
                 _wait(f"rank {other}", deadline)
+
+    def _check_those_here(self) -> None:
+        """Make sure that who has come is alive: others may be waiting for that one.
+
+        Raises:
+            GroupError: One has stopped.
+        """
+        here = [r for r in self._others if self.store.check([f"beat {r}"])]
+        if silent := self.silent(LATENESS / 2, here):
+            raise GroupError(
+                f"rank {silent[0]} of {self.world_size} hangs at the start"
+            )
 
     def _beat(self) -> None:
         store, number = self.store.clone(), 0
@@ -84,10 +98,10 @@ class Pulse:
         except RuntimeError:  # nobody is there to hear it
             return
 
-    def silent(self, seconds: float) -> list[int]:
+    def silent(self, seconds: float, ranks: Sequence[int] | None = None) -> list[int]:
         """Return of whom calls have seen the same beat for so long."""
         now = time.monotonic()
-        for rank in self._others:
+        for rank in self._others if ranks is None else ranks:
             beat = self.store.get(f"beat {rank}")
             if rank not in self._seen or self._seen[rank][0] != beat:
                 self._seen[rank] = beat, now

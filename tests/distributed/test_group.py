@@ -94,3 +94,14 @@ def test_who_does_not_come_is_named(monkeypatch) -> None:
         Pulse(HashStore(), 0, 2)
     with pytest.raises(GroupError, match="rank 0 has not come"):
         Pulse(HashStore(), 1, 2)
+
+
+def test_who_came_and_stopped_is_named_and_not_who_waits_for_it(monkeypatch) -> None:
+    """Rank 0 of three has said where to meet, and then stopped: rank 2 never comes."""
+    monkeypatch.setattr(pulses, "LATENESS", 2.0)
+    store = HashStore()
+    store.set(pulses.TOKEN, "token")
+    store.set("token/beat 0", "7")
+    monkeypatch.setattr(pulses, "_living", lambda *_: "token")
+    with pytest.raises(GroupError, match="rank 0 of 3 hangs at the start"):
+        Pulse(store, 1, 3)
