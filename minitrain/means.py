@@ -27,7 +27,7 @@ class Mean(NamedTuple):
 
 
 def join(left: Mean, right: Mean) -> Mean:
-    """Return the mean over the samples of two, in the memory of the first.
+    """Return the mean over the samples of two, in the memory that they have.
 
     >>> one, two = torch.tensor(1.0), torch.tensor(5.0)
     >>> join(Mean(3, one), Mean(1, two)).loss
@@ -45,9 +45,9 @@ def join(left: Mean, right: Mean) -> Mean:
         return x.mul_(weights[0]).add_(y, alpha=weights[1])
 
     def mean_grad(x: Tensor | None, y: Tensor | None) -> Tensor | None:
-        if x is None or y is None:
-            return y and y.mul_(weights[1]) if x is None else x.mul_(weights[0])
-        return mean(x, y)
+        if x is None:
+            return None if y is None else y.mul_(weights[1])
+        return x.mul_(weights[0]) if y is None else mean(x, y)
 
     def mean_buffer(x: Tensor, y: Tensor) -> Tensor:
         if not x.is_floating_point():

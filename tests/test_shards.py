@@ -226,14 +226,14 @@ def test_slices_of_a_data_set_are_those_of_its_batches() -> None:
 def test_means_of_nothing() -> None:
     nothing, one = Mean(0, torch.zeros(()), [None]), Mean(2, torch.ones(()), [None])
     assert join(nothing, one) is one and join(one, nothing) is one
-    grads = [torch.full((1,), 3.0)], [None]
+    grads = [torch.tensor([3.0, 0.0])], [None]
     for left, right in (grads, grads[::-1]):
         pair = Mean(2, torch.zeros(()), left), Mean(1, torch.zeros(()), right)
         weight = 2 / 3 if left[0] is not None else 1 / 3
-        expected = torch.full((1,), 3.0) * weight
+        expected = torch.tensor([3.0, 0.0]) * weight
         (grad,) = join(*pair).grads
         assert grad is not None and torch.equal(grad, expected)
-        grads[0][0].fill_(3.0)
+        grads[0][0].copy_(torch.tensor([3.0, 0.0]))
 
 
 @pytest.mark.parametrize(("num", "world_size"), [(3, 1), (0, 1), (4, 8), (2, 4)])
