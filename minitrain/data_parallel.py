@@ -10,7 +10,7 @@ whatever the numbers of samples. So that loss is the one to tell and to compare 
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from minitrain.sharded import are_sharded
 from minitrain.shards import Shards
-from minitrain.watcher import UNWATCHED, Watch
-from minitrain.windows import Window
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -109,16 +107,9 @@ class Averaged(Shards):
 
     groups: "Groups" = ()
 
-    def backward(
-        self,
-        window: Window,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        backward: Callable[[Window], Tensor],
-        watch: Watch = UNWATCHED,
-    ) -> tuple[Tensor, int]:
+    def backward(self, *arguments: Any, **options: Any) -> tuple[Tensor, int]:
         """Do as `Shards.backward`; return the loss and the samples of all processes."""
-        loss, num_samples = super().backward(window, model, optimizer, backward, watch)
+        loss, num_samples = super().backward(*arguments, **options)
         loss = loss.reshape(()).double()
         told = torch.stack([loss, loss.new_tensor(num_samples)])
         loss, num_each = mean_over(self.groups, told)

@@ -89,25 +89,30 @@ class Group:
         Raises:
             GroupError: A rank has died or hangs.
         """
-        data = torch.frombuffer(bytearray(pickle.dumps(own)), dtype=torch.uint8)
+        data = _pickled(own)
         sizes = [int(size) for size in self._gather(torch.tensor([len(data)]))]
         padded = torch.cat([data, data.new_empty(max(sizes) - len(data))])
         pairs = zip(self._gather(padded), sizes, strict=True)
-        return [pickle.loads(of_one[:size].numpy().tobytes()) for of_one, size in pairs]
+        return [_unpickled(of_one[:size]) for of_one, size in pairs]
 
     def _gather(self, message: Tensor) -> list[Tensor]:
         if not self._on_device:
             message = message.cpu()
         of_all = [torch.empty_like(message) for _ in range(self.world_size)]
         of_all[self.rank] = message
+        self._broadcast(of_all)
+        return of_all
+
+    def _broadcast(self, messages: Sequence[Tensor]) -> None:
+        """Have the messages of the first ranks, one of each, on all ranks, in place."""
         try:
             # As many broadcasts at once take gloo two thirds of an all_gather's time.
             works: list[Any] = [
                 dist.broadcast(of_one, rank, async_op=True)
-                for rank, of_one in enumerate(of_all)
+                for rank, of_one in enumerate(messages)
             ]
             for work in works:
-                if message.is_cpu:
+                if messages[0].is_cpu:
                     self._wait(work)
                 else:
                     work.wait()  # on the accelerator; this process goes on
@@ -115,7 +120,6 @@ class Group:
             raise
         except RuntimeError as error:  # a connection was closed
             raise find_lost(self._pulse, error) from None
-        return of_all
 
     def _wait(self, work: Any) -> None:
         """Wait, and look every second whether the others are alive."""
@@ -133,7 +137,12 @@ class Group:
 
     def share(self, own: T) -> T:
         """Return the object of rank 0; that of others is not looked at."""
-        return self.gather_objects(own if self.rank == 0 else None)[0]  # type: ignore
+        data = _pickled(own if self.rank == 0 else None)
+        self._broadcast([size := torch.tensor([len(data)])])
+        if self.rank:
+            data = data.new_empty(int(size))
+        self._broadcast([data])
+        return own if self.rank == 0 else _unpickled(data)
 
     def keep(self, name: str, value: str) -> None:
         """Remember a value, for groups that are started after this one, too."""
@@ -169,6 +178,14 @@ class Group:
                         f"{theirs.get(key)} on rank {rank}. All must run the same "
                         "experiment, with the same settings, data and versions"
                     )
+
+
+def _pickled(value: object) -> Tensor:
+    return torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+
+
+def _unpickled(data: Tensor) -> Any:
+    return pickle.loads(data.numpy().tobytes())
 
 
 def find_lost(pulse: Pulse, error: RuntimeError) -> GroupError:
@@ -207,9 +224,6 @@ class Single(Alone):
 
     def one_per_machine_first(self) -> AbstractContextManager[None]:
         return nullcontext()
-
-    def check_equal(self, what: str, values: Mapping[str, Any]) -> None:
-        pass
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -90,13 +89,20 @@ class Run:
         """Return the SHA-256 over all parameters and the optimizer's state."""
         return fingerprint(self.model.state_dict(), self.optimizer.state_dict())
 
-    def identity(self) -> dict[str, Any]:
-        """Return what must be the same on all processes that share the run."""
+    def check_experiment(self) -> None:
+        """Make sure that all processes that share the run make the same of it.
+
+        Raises:
+            SettingsError: Settings, source, data, versions or first state differ.
+        """
+        if isinstance(self.group, Single):
+            return
         hashes = {DATA: self.data_sha256, SOURCE: self.source_sha256}
-        machine = {"device": self.device.type, "fingerprint": self.fingerprint()}
+        state = {"device": self.device.type, "fingerprint": self.fingerprint()}
         settings = flatten(self.config)
         del settings["device"]  # each may have one of its own
-        return installed_versions() | hashes | settings | machine
+        known = installed_versions() | hashes | settings | state
+        self.group.check_equal("the experiments", known)
 
     def check_agreement(self, step: int) -> None:
         """Make sure that all processes have the same state after a step.

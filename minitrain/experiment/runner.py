@@ -71,7 +71,7 @@ def _run(config: Config, started: float, stop: Stop, group: Group | Single) -> S
     if is_first:
         check(config.run_dir)
     built = build(config, group)  # before there is a folder: what fails leaves none
-    group.check_equal("the experiments", built.identity())
+    built.check_experiment()
     with ExitStack() as stack:
         folder = Path()
         if is_first:

@@ -8,9 +8,7 @@ from minitrain.experiment.build import build_model
 from minitrain.experiment.reading import definition_in, from_toml
 from minitrain.experiment.state import check_state, load_weights
 from minitrain.runs import checkpoint
-from minitrain.system.errors import (
-    CheckpointError,
-)
+from minitrain.system.errors import CheckpointError
 
 
 def load(run_dir: Path | str, *, trust_code: bool = False) -> nn.Module:
