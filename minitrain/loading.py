@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from minitrain._torch import end_workers
 from minitrain.batches import order_of
 from minitrain.epochs import Batch, Cut, bounds_of, check_batch_size
-from minitrain.randomness import seed_all
+from minitrain.randomness import seed_by
 from minitrain.samples import Samples, count, part
 
 
@@ -126,7 +126,7 @@ class _Drawing(Dataset):
             return [self._make(index) for index in indices]
 
     def _make(self, index: int) -> Any:
-        seed_all(f"sample {index} of epoch {self.epoch}, seed {self.seed}")
+        seed_by(f"sample {index} of epoch {self.epoch}, seed {self.seed}")
         try:
             return self.dataset[index]
         except Exception as error:

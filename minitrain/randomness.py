@@ -102,7 +102,7 @@ def number_of(text: str) -> int:
     return int.from_bytes(digest[:8], signed=True)
 
 
-def seed_all(text: str, device: torch.device | None = None) -> None:
+def seed_by(text: str, device: torch.device | None = None) -> None:
     """Seed all random numbers of the CPU, and those of a device, by a text."""
     number = number_of(text)
     torch.default_generator.manual_seed(number)

@@ -24,7 +24,7 @@ from minitrain.batches import Batches
 from minitrain.epochs import Bounds, size_of
 from minitrain.loading import DatasetBatches
 from minitrain.means import Mean, as_message, from_message, root
-from minitrain.randomness import seed_all
+from minitrain.randomness import seed_by
 from minitrain.samples import move
 from minitrain.watcher import UNWATCHED, Watch
 from minitrain.windows import Window
@@ -152,7 +152,7 @@ class Shards:
     def seed_stream(self, text: str, device: torch.device) -> None:
         """Start a random stream that is a function of the seed and a text."""
         if self.num > 1:
-            seed_all(f"{text}, seed {self.seed}", device)
+            seed_by(f"{text}, seed {self.seed}", device)
 
     def loss(
         self, window: Window, model: nn.Module, loss_of: Callable[[Window], Tensor]

@@ -15,7 +15,7 @@ from minitrain.instruments.cadence import Cadence
 from minitrain.instruments.panel import Panel
 from minitrain.loading import DatasetBatches
 from minitrain.means import Mean, join
-from minitrain.randomness import seed_all
+from minitrain.randomness import seed_by
 from minitrain.shards import Alone, Shards
 
 
@@ -50,7 +50,7 @@ def mean_by_hand(
         if not len(inputs):
             level.append((0, None))
             continue
-        seed_all(f"shard {shard} of step {step}, seed {seed}")
+        seed_by(f"shard {shard} of step {step}, seed {seed}")
         loss = nn.functional.cross_entropy(model(inputs), targets)
         grads = torch.autograd.grad(loss, [*model.parameters()])
         level.append((len(inputs), [loss.detach().double(), *grads]))

@@ -10,8 +10,8 @@ the loss curves, and `landscape` what it is around trained weights.
 `panel` has them read at the right moments of a step (`watch`), as often as `cadence`
 says: each step is an `observation`, and what later ones need of it a `memory`.
 `findings` says what all this means in plain sentences, by `rules` that ask the
-`history` of a run. Before the first step `preflight` looks at the samples, as such
-(`sample_checks`, `neighbors`) and on their way through a copy of the model
+`evidence` that a run has given. Before the first step `preflight` looks at the samples,
+as such (`sample_checks`, `neighbors`) and on their way through a copy of the model
 (`model_checks`).
 
 This room imports the book alone, and never changes a training.

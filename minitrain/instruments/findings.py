@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minitrain import tags
 from minitrain.instruments.bad_samples import describe_bad_samples
-from minitrain.instruments.history import History, Verdict
+from minitrain.instruments.evidence import Evidence, Verdict
 from minitrain.instruments.rules import (
     CAUSES,
     NO_GRADIENT,
@@ -79,7 +79,7 @@ class Findings:
         as_flags: bool = False,
     ) -> None:
         self.found: list[Finding] = []
-        self._history = History(
+        self._evidence = Evidence(
             num_steps=num_steps,
             batch_size=batch_size,
             guessing=guessing,
@@ -134,7 +134,7 @@ class Findings:
             counts: Counts [target, predicted], as of `confusion_matrix`.
             losses: The mean loss of each class, as of `losses_by_class`.
         """
-        told = describe_unlearned_class(counts, losses, self._history.guessing)
+        told = describe_unlearned_class(counts, losses, self._evidence.guessing)
         return self._tell(step, NOT_LEARNED, told)
 
     def note(self, step: int, values: Mapping[str, float]) -> list[Finding]:
@@ -142,12 +142,12 @@ class Findings:
 
         Steps without readings are left out.
         """
-        self._history.note(step, values)
+        self._evidence.note(step, values)
         found: list[Finding] = []
         if not values.keys().isdisjoint(TELLING):
             for kind, rule in RULES.items():
                 if self._is_open(kind):
-                    found += self._tell(step, kind, rule(self._history))
+                    found += self._tell(step, kind, rule(self._evidence))
         return found
 
     def note_failure(
@@ -165,18 +165,18 @@ class Findings:
         if (bad := describe_bad_samples(batch, data)) is not None:
             advice = "Remove such samples, or repair what they are made by."
             return self._tell(step, NOT_FINITE, (f"{text} {bad}.", advice))
-        setting = self._history.setting
+        setting = self._evidence.setting
         advice = f"Try a tenth of {setting('lr')}, or {setting('clip_norm', '1')}."
         return self._tell(step, "learning rate too large", (text, advice))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the readings and what was found in them, as plain values."""
         found = [list(finding) for finding in self.found]
-        return self._history.state_dict() | {"found": found}
+        return self._evidence.state_dict() | {"found": found}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as if there had been no interruption."""
-        self._history.load_state_dict(state_dict)
+        self._evidence.load_state_dict(state_dict)
         self.found = [Finding(*finding) for finding in state_dict["found"]]
 
     def _is_open(self, kind: str) -> bool:

@@ -7,7 +7,7 @@ and what follows from a finding is not looked for.
 
 from collections.abc import Callable, Sequence
 
-from minitrain.instruments.history import History, Verdict
+from minitrain.instruments.evidence import Evidence, Verdict
 from minitrain.instruments.rules_of_gradients import (
     dead_units,
     exploding_gradient,
@@ -31,7 +31,7 @@ from minitrain.instruments.rules_of_steps import (
     weight_decay_too_large,
 )
 
-RULES: dict[str, Callable[[History], Verdict]] = {
+RULES: dict[str, Callable[[Evidence], Verdict]] = {
     "gradient not reset": gradient_not_reset,
     "samples in order": samples_in_order,
     "gradient clipped to almost nothing": clipped_to_almost_nothing,

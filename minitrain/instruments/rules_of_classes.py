@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from minitrain.instruments.history import Verdict
+from minitrain.instruments.evidence import Verdict
 
 LEAST = 20
 """Samples of a class in the test; of fewer nothing is said."""

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable
 
 from minitrain import tags
-from minitrain.instruments.history import History, Verdict, mean
+from minitrain.instruments.evidence import Evidence, Verdict, mean
 
 
-def dead_units(run: History) -> Verdict:
+def dead_units(run: Evidence) -> Verdict:
     """Units get no gradient from any sample of a batch."""
     for layer, values in run.hidden_layers().items():
         if len(values) >= 2 and min(values[-2:]) > 0.5:
@@ -19,12 +19,12 @@ def dead_units(run: History) -> Verdict:
     return None
 
 
-def vanishing_gradient(run: History) -> Verdict:
+def vanishing_gradient(run: Evidence) -> Verdict:
     """The gradient is lost on the way back to the first layer."""
     return _ratio_of_ends(run, lambda ratio: 0 < ratio < 1e-3, "of what reaches")
 
 
-def exploding_gradient(run: History) -> Verdict:
+def exploding_gradient(run: Evidence) -> Verdict:
     """The gradient grows on the way back, or is large from the start."""
     clipping = run.setting("clip_norm", "1")
     advice = f"Look at the scale of the initial weights, and try {clipping}."
@@ -44,7 +44,7 @@ def exploding_gradient(run: History) -> Verdict:
     return _ratio_of_ends(run, lambda ratio: ratio > 100, "times what reaches")
 
 
-def _is_above_guessing(run: History) -> bool:
+def _is_above_guessing(run: Evidence) -> bool:
     """Return whether the loss was far above that of guessing.
 
     Real targets have a scale of their own, which a model finds within some steps: there
@@ -62,7 +62,7 @@ def _is_above_guessing(run: History) -> bool:
     return run.is_past(0.1) and len(losses) >= 3 and min(losses[-3:]) > run.guessing
 
 
-def _ratio_of_ends(run: History, is_odd: Callable[[float], bool], how: str) -> Verdict:
+def _ratio_of_ends(run: Evidence, is_odd: Callable[[float], bool], how: str) -> Verdict:
     norms = run.layers(tags.GRAD_NORM, "weight")
     if len(norms) < 2 or len(next(iter(norms.values()))) < 3:
         return None

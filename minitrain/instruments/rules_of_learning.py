@@ -4,10 +4,10 @@ import math
 import statistics
 
 from minitrain import tags
-from minitrain.instruments.history import History, Verdict, mean
+from minitrain.instruments.evidence import Evidence, Verdict, mean
 
 
-def batch_too_small(run: History) -> Verdict:
+def batch_too_small(run: Evidence) -> Verdict:
     """Noise drowns the gradient of a batch for most of the run.
 
     At the end of a good run it always does: when little is left to learn.
@@ -30,7 +30,7 @@ def batch_too_small(run: History) -> Verdict:
     )
 
 
-def batch_too_large(run: History) -> Verdict:
+def batch_too_large(run: Evidence) -> Verdict:
     """The gradient would be as sure with a tenth of the samples."""
     shares, scales = run.values(tags.SIGNAL_SHARE), run.values(tags.NOISE_SCALE)
     if not run.is_past(0.5) or len(shares) < 3 or min(shares) < 10 / 11:
@@ -46,7 +46,7 @@ def _power_of_two(value: float) -> int:
     return 2 ** max(0, round(math.log2(max(value, 1))))
 
 
-def overfitting(run: History) -> Verdict:
+def overfitting(run: Evidence) -> Verdict:
     """The loss on other data rises, and stays so, while that in training is low."""
     part = "validation" if run.values(tags.VALIDATION_LOSS) else "test"
     tests, losses = run.values(tags.tag(tags.LOSS, part)), run.values(tags.TRAIN_LOSS)
@@ -63,7 +63,7 @@ def overfitting(run: History) -> Verdict:
     )
 
 
-def labels_without_signal(run: History) -> Verdict:
+def labels_without_signal(run: Evidence) -> Verdict:
     """The loss stays at that of guessing, though every layer gets a gradient."""
     accuracies = run.values(tags.VALIDATION_ACCURACY) or run.values(tags.TEST_ACCURACY)
     if run.guessing is None or _gets_little(run):
@@ -83,7 +83,7 @@ def labels_without_signal(run: History) -> Verdict:
     )
 
 
-def _has_come_to_rest(run: History) -> bool:
+def _has_come_to_rest(run: Evidence) -> bool:
     """Return whether the loss fell at first, and not in the last half of the run."""
     losses = run.values(tags.TRAIN_LOSS)
     if not run.is_past(0.95) or len(losses) < 12:
@@ -93,7 +93,7 @@ def _has_come_to_rest(run: History) -> bool:
     return mean(late[middle:]) > 0.97 * mean(late[:middle])
 
 
-def flat_plateau(run: History) -> Verdict:
+def flat_plateau(run: Evidence) -> Verdict:
     """The loss does not fall, because there is next to no gradient."""
     norms, losses = run.values(tags.GLOBAL_GRAD_NORM), run.values(tags.TRAIN_LOSS)
     if not run.is_stuck() or not norms:
@@ -108,7 +108,7 @@ def flat_plateau(run: History) -> Verdict:
     )
 
 
-def steep_plateau(run: History) -> Verdict:
+def steep_plateau(run: Evidence) -> Verdict:
     """The loss does not fall, though there is a gradient to follow."""
     norms, losses = run.values(tags.GLOBAL_GRAD_NORM), run.values(tags.TRAIN_LOSS)
     if not run.is_stuck() or not norms:
@@ -120,7 +120,7 @@ def steep_plateau(run: History) -> Verdict:
     )
 
 
-def _gets_little(run: History) -> bool:
+def _gets_little(run: Evidence) -> bool:
     """Return whether more than half of the weights get a gradient of exactly 0."""
     shares = [values[-1] for values in run.layers(tags.ZERO_SHARE, "weight").values()]
     return bool(shares) and statistics.median(shares) > 0.5

@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Sequence
 
 from minitrain import tags
-from minitrain.instruments.history import History, Verdict, mean
+from minitrain.instruments.evidence import Evidence, Verdict, mean
 
 LONG_MEMORY = 99
 """Steps that a momentum of 0.99 sums up; more are seldom of use."""
 
 
-def gradient_not_reset(run: History) -> Verdict:
+def gradient_not_reset(run: Evidence) -> Verdict:
     """The gradient of an earlier update was still there when a new one came."""
     if not run.values(tags.LEFT_OVER):
         return None
@@ -23,7 +23,7 @@ def gradient_not_reset(run: History) -> Verdict:
     )
 
 
-def samples_in_order(run: History) -> Verdict:
+def samples_in_order(run: Evidence) -> Verdict:
     """The loss rises from batch to batch, though no step raises that of its own.
 
     Steps that are too long raise both. Where the samples come sorted, a step leaves its
@@ -61,7 +61,7 @@ def _count_swings(losses: Sequence[float], low: float, high: float) -> int:
     return sum(after and not before for before, after in itertools.pairwise(ends))
 
 
-def learning_rate_too_large(run: History) -> Verdict:
+def learning_rate_too_large(run: Evidence) -> Verdict:
     """Steps go beyond the stable limit, or the loss rises above that of the start."""
     evidence = _excess(run)
     if evidence is None or _memory(run) >= LONG_MEMORY:
@@ -70,7 +70,7 @@ def learning_rate_too_large(run: History) -> Verdict:
     return evidence, f"Try a tenth of {lr}, or {warmup}."
 
 
-def momentum_too_large(run: History) -> Verdict:
+def momentum_too_large(run: Evidence) -> Verdict:
     """Steps are a sum over the whole run, or over many steps that do not descend."""
     memory, evidence = _memory(run), _excess(run)
     if memory > run.num_steps / 2 and memory >= LONG_MEMORY:
@@ -86,13 +86,13 @@ def momentum_too_large(run: History) -> Verdict:
     )
 
 
-def _memory(run: History) -> float:
+def _memory(run: Evidence) -> float:
     """Return over how many steps the momentum sums up: 1 / (1 - momentum)."""
     momentum = run.momentum or 0.0
     return 1 / (1 - momentum) if momentum < 1 else math.inf
 
 
-def _excess(run: History) -> str | None:
+def _excess(run: Evidence) -> str | None:
     """Say what shows that the steps are too long, if anything does."""
     margins, losses = run.values(tags.AUDIT_MARGIN), run.values(tags.TRAIN_LOSS)
     # A little above the limit many a training stays, and learns.
@@ -118,7 +118,7 @@ def _highest(values: Sequence[float], width: int) -> float:
     return max(mean(values[start : start + width]) for start in starts)
 
 
-def weight_decay_too_large(run: History) -> Verdict:
+def weight_decay_too_large(run: Evidence) -> Verdict:
     """Most of the gradient that the first updates use pulls to zero.
 
     Where a run has converged, the two parts balance each other: that is no fault.
@@ -136,7 +136,7 @@ def weight_decay_too_large(run: History) -> Verdict:
     )
 
 
-def clipped_to_almost_nothing(run: History) -> Verdict:
+def clipped_to_almost_nothing(run: Evidence) -> Verdict:
     """Clipping sets the size of nearly every step, and a small one."""
     shares, norms = run.values(tags.CLIP_FRACTION), run.values(tags.GLOBAL_GRAD_NORM)
     if run.clip_norm is None or len(shares) < 3 or mean(shares[1:]) < 0.95:
@@ -151,7 +151,7 @@ def clipped_to_almost_nothing(run: History) -> Verdict:
     )
 
 
-def learning_rate_too_small(run: History) -> Verdict:
+def learning_rate_too_small(run: Evidence) -> Verdict:
     """Updates are next to nothing against the parameters, most of the time."""
     ratios, lrs = run.values(tags.GLOBAL_UPDATE_RATIO), run.values(tags.LR)
     if not run.is_past(0.5) or len(ratios) < 3 or run.has_learned(0.5):

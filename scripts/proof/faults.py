@@ -347,12 +347,12 @@ def a_mean_without_weights(means: Any) -> None:
 
 @fault("minitrain.shards", SHARING)
 def the_same_dropout_mask_on_all_ranks(shards: Any) -> None:
-    seed_all = shards.seed_all
+    seed_by = shards.seed_by
 
     def seed_step(text: str, device: Any) -> None:
-        seed_all(text.partition(" of ")[2], device)
+        seed_by(text.partition(" of ")[2], device)
 
-    replace(shards, seed_all=seed_step)
+    replace(shards, seed_by=seed_step)
 
 
 @fault("minitrain.means", SHARING)

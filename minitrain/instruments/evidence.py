@@ -11,7 +11,7 @@ from minitrain.instruments.remedies import setting
 
 
 @dataclass(kw_only=True)
-class History:
+class Evidence:
     """Every value of every tag so far, and what is known of the run from the start."""
 
     num_steps: int
