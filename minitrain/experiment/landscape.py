@@ -1,6 +1,6 @@
 """The loss of a run around its trained weights, and on the way to them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from minitrain.batches import Batches
+from minitrain.experiment.again import read_settings, settings_at
 from minitrain.experiment.build import build
 from minitrain.experiment.data import is_in_memory, num_samples_of
 from minitrain.experiment.machine import find_device
 from minitrain.experiment.parts import Run
-from minitrain.experiment.reading import read_run, with_values
-from minitrain.experiment.settings import Config
 from minitrain.experiment.trained import load
 from minitrain.instruments.landscape import (
     Plane,
@@ -30,7 +29,6 @@ from minitrain.randomness import RandomStates
 from minitrain.runs import checkpoint
 from minitrain.runs.checkpoint import Checkpoint, DamagedError, UnreadableError
 from minitrain.samples import move, select
-from minitrain.system.errors import SettingsError
 from minitrain.system.terminal import warn
 
 if TYPE_CHECKING:
@@ -116,16 +114,14 @@ def explore(
         MinitrainError: As `load` and `build` do.
     """
     folder = Path(run_dir)
-    if not (folder / "config.toml").exists():
-        raise SettingsError(f"{folder} is no run directory: it holds no config.toml")
-    config = read_run(folder, trust_code=trust_code)
-    assert config is not None
+    config = read_settings(folder, trust_code=trust_code)
+    config = config.model_copy(update={"device": "auto"})  # any will do
     states = RandomStates(find_device("auto"))
     with states.replay(states.keep()):
         model = load(folder, trust_code=trust_code)
         kept = [*_checkpoints(folder)]
         summary = kept[-1].state["summary"]
-        run = build(_at_the_beginning(config, summary["changes"]))
+        run = build(settings_at(0, config, summary["changes"]))
         batches = _sample(run, num_samples)
         if run.data_sha256 != summary["data_sha256"]:
             warn("warning: the data are not those that the run was trained on")
@@ -148,13 +144,6 @@ def explore(
         line=on_line,
         path=path,
     )
-
-
-def _at_the_beginning(config: Config, changes: Sequence[Any]) -> Config:
-    """Return the settings that a run began with, to be built on any device."""
-    unwatched = config.instruments.model_copy(update={"budget": 0.0})
-    config = config.model_copy(update={"instruments": unwatched, "device": "auto"})
-    return with_values(config, {each["key"]: each["old"] for each in reversed(changes)})
 
 
 def _checkpoints(folder: Path) -> Iterator[Checkpoint]:

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from minitrain.experiment.again import read_settings, settings_at
 from minitrain.experiment.build import build
 from minitrain.experiment.definition import Definition, definition_of
 from minitrain.experiment.parts import Run
-from minitrain.experiment.reading import read_run, with_values
-from minitrain.experiment.settings import Config
 from minitrain.experiment.state import check_state, check_summary
 from minitrain.explain.look import look
 from minitrain.explain.worked import Held
@@ -92,10 +91,7 @@ def replay(
         SettingsError: There is no such run, step, parameter or index.
         MinitrainError: As `build` and `train` do.
     """
-    if not (folder / "config.toml").exists():
-        raise SettingsError(f"{folder} is no run directory: it holds no config.toml")
-    last = read_run(folder, trust_code=trust_code)
-    assert last is not None
+    last = read_settings(folder, trust_code=trust_code)
     definition = definition_of(last)
     if definition.optimizer is not None:
         raise SettingsError(
@@ -105,9 +101,8 @@ def replay(
     kept = [*_read_checkpoints(folder, definition)]
     summary = _find_summary(folder, kept)
     changes = summary.get("changes", ())
-    config = _settings_at(step, last, changes)
-    unwatched = config.instruments.model_copy(update={"budget": 0.0})
-    parts = build(config.model_copy(update={"instruments": unwatched}))
+    config = settings_at(step, last, changes)
+    parts = build(config)
     num_steps = summary.get("steps", 0)
     if not 1 <= step <= num_steps:
         raise SettingsError(
@@ -210,12 +205,6 @@ def _find_summary(folder: Path, kept: Sequence[Checkpoint]) -> dict[str, Any]:
         if ended.get("steps", 0) >= newest.get("steps", 0):
             return ended
     return newest
-
-
-def _settings_at(step: int, config: Config, changes: Sequence[Any]) -> Config:
-    """Return the settings that a step was made with, from the last ones of a run."""
-    later = [change for change in changes if change["step"] >= step]
-    return with_values(config, {each["key"]: each["old"] for each in reversed(later)})
 
 
 def _check_changes(changes: Sequence[Any], num_done: int, step: int) -> None:
