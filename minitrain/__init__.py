@@ -16,10 +16,11 @@ The book, in the order in which it is read:
 
 Second reading: variables and expressions (what can be walked on), rule, sgd_state and
 blocks (around the update), placing and flat (around the vector), hessians, lr_groups,
-samples, epochs, loading and windows (data on the way to a step), checks, metrics,
-averaging, watcher and tags (how instruments reach the loop and what their numbers
-mean), randomness, fingerprint. Behind them stand rooms, each with a sign in its
-`__init__`: instruments, runs, datasets, pictures, experiment, explain, cli and system.
+samples, epochs, loading and windows (data on the way to a step), shards, means,
+data_parallel and sharded (steps that processes share), checks, metrics, averaging,
+watcher and tags (how instruments reach the loop and what their numbers mean),
+randomness, fingerprint. Behind them stand rooms, each with a sign in its `__init__`:
+instruments, runs, datasets, pictures, distributed, experiment, explain, cli and system.
 The core imports nothing of them; `Trajectory.plot` alone calls the pictures.
 """
 

@@ -17,7 +17,7 @@ class Batches:
 
     With a seed every epoch has its own random order, without one the order is that of
     the samples. The last batch may be smaller. There is no other state: any epoch can
-    be had at any time, from any batch on.
+    be read at any time, from any batch on.
 
     >>> batches = Batches(torch.arange(5), torch.arange(5), batch_size=2)
     >>> [inputs.tolist() for inputs, targets in batches.epoch(1)]
@@ -27,9 +27,9 @@ class Batches:
         inputs: A tensor, or a nested tuple, list or dictionary of tensors.
         targets: The same, or None where the loss needs none.
         batch_size: Samples in a batch.
-        seed: Of the order.
-        cut: Of the batches of an epoch, what is had here, where processes share them;
-            by default all.
+        seed: Determines the order; None keeps that of the samples.
+        cut: Chooses the batches, or the parts of them, that this process reads; by
+            default all.
 
     Raises:
         ValueError: Inputs and targets differ in number, or batch_size is not from 1 to
@@ -62,7 +62,7 @@ class Batches:
         return len(bounds_of(self))
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """Yield the batches (inputs, targets) of an epoch in its order, but the first.
+        """Yield an epoch's batches (inputs, targets) in order, but the first `skip`.
 
         Args:
             epoch: The number of the epoch.

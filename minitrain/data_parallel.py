@@ -5,7 +5,8 @@ the parameters is the mean of the gradients of all W processes: the gradient of
 
     L = (1/W) sum_r L_r,
 
-whatever the numbers of samples. So that loss is the one to tell and to compare with.
+whatever the numbers of samples. That loss is therefore the one to report and to
+compare with.
 """
 
 import dataclasses
@@ -77,12 +78,12 @@ def without_ddp(model: nn.Module) -> nn.Module:
 def mean_over(
     groups: "Groups", values: Tensor, device: torch.device | None = None
 ) -> Tensor:
-    """Return the means of some numbers over processes, in float64.
+    """Return the means of some numbers over processes, in float64 where there are any.
 
-    All processes must ask for it, and have the same bits then.
+    Every process must call it; all then get the same bits.
 
     Args:
-        groups: As of `groups_of`. Without any the numbers stay as they are.
+        groups: As `groups_of` returns them. Without any the numbers stay as they are.
         values: Those of this process.
         device: Where the groups can exchange tensors, if it is not that of the values.
     """
@@ -96,7 +97,7 @@ def mean_over(
 
 
 def shards_of(model: nn.Module) -> Shards:
-    """Return the one shard of a step, for the way in which a model is trained."""
+    """Return the shards of a step: one on each process, as its model is trained."""
     groups = groups_of(model)
     return Averaged(groups=groups) if groups else Shards()
 
@@ -111,7 +112,7 @@ class Averaged(Shards):
         """Do as `Shards.backward`; return the loss and the samples of all processes."""
         loss, num_samples = super().backward(*arguments, **options)
         loss = loss.reshape(()).double()
-        told = torch.stack([loss, loss.new_tensor(num_samples)])
-        loss, num_each = mean_over(self.groups, told)
+        own = torch.stack([loss, loss.new_tensor(num_samples)])
+        loss, num_each = mean_over(self.groups, own)
         num_processes = math.prod(group.size() for group in self.groups)
         return loss, round(num_each.item() * num_processes)

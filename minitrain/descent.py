@@ -58,7 +58,7 @@ def descend(
 
     A walk that diverges ends early, at the first step where theta, f or grad f is not
     finite or exceeds `LARGEST`, or where f is the highest so far for the `NUM_RISES`th
-    time in a row. On x^2 + y^2 that is every lr > 1, even if only a little larger.
+    time in a row. On x^2 + y^2 every lr > 1 diverges, however close to 1.
 
     >>> from minitrain.functions import paraboloid
     >>> descend(paraboloid, (3, 4), lr=0.5, steps=1).points[-1].tolist()
@@ -70,7 +70,7 @@ def descend(
         function: f(point), of one tensor of shape (n,), or f(x, y, ...), of n numbers.
         start: Where the walk starts, shape (n,). All numbers are float64, or of the
             dtype of a start that is a tensor.
-        lr, momentum, dampening, nesterov: As of `SGD`. Weight decay is left out: with
+        lr, momentum, dampening, nesterov: As for `SGD`. Weight decay is left out: with
             it the walk descends another function, f + weight_decay / 2 |theta|^2.
         steps: The number of updates.
 

@@ -13,7 +13,7 @@ Bounds = tuple[int, int]
 """Where a batch starts in the order of its epoch, and where it ends."""
 
 Cut = Callable[[list[Bounds]], Iterable[Bounds]]
-"""Returns those of the batches, or the parts of them, that are had here."""
+"""Returns those of the batches, or the parts of them, that this process reads."""
 
 
 class Epochs(Protocol):
@@ -31,7 +31,7 @@ def size_of(batch: Batch) -> int:
     3
 
     Raises:
-        ValueError: It is no pair (inputs, targets) of samples.
+        ValueError: It is not a pair (inputs, targets) of samples.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         what = f"of type {type(batch).__name__}"
@@ -67,7 +67,7 @@ def has_epochs(batches: Epochs | Iterable[Batch]) -> TypeGuard[Epochs]:
 
 
 class InBatches(Protocol):
-    """Samples that are had in batches."""
+    """Samples that are read in batches."""
 
     @property
     def num_samples(self) -> int: ...
@@ -91,7 +91,7 @@ def bounds_of(batches: InBatches) -> list[Bounds]:
 
 
 def check_batch_size(batch_size: int, num_samples: int) -> None:
-    """Make sure that batches of this size can be had.
+    """Make sure that there can be batches of this size.
 
     Raises:
         ValueError: It is not from 1 to the number of samples.

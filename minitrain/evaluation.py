@@ -52,7 +52,7 @@ def evaluate(
         batches: As for `train`.
         loss_fn: `loss_fn(outputs, targets)` is the mean loss over a batch.
         metrics: By default the accuracy, where `accuracy` has one to measure.
-        shards: As of `train`; the processes share the batches.
+        shards: As for `train`; the processes share the batches.
 
     Raises:
         ValueError: There is no batch, a batch or loss has another form, or a metric is

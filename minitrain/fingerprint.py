@@ -9,7 +9,9 @@ from torch import Tensor
 
 
 def fingerprint(*states: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of nested state dicts: equal if and only if every bit is.
+    """Return the SHA-256 of nested state dicts.
+
+    Of states with the same keys and shapes it is the same only if every bit is.
 
     >>> a = fingerprint({"weight": torch.zeros(2)})
     >>> a == fingerprint({"weight": torch.zeros(2)})

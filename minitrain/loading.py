@@ -26,9 +26,10 @@ class DatasetBatches:
     An item of the data set is a pair (input, target) of tensors, numbers or nested
     tuples, lists and dictionaries of them, which become batches as in a DataLoader. All
     targets may be None.
-    What it draws at random, to augment an image for example, from torch, `random` or
-    `numpy.random`, is a function of (seed, epoch, sample): any epoch can be had at any
-    time, from any batch on, with the same bits for any number of workers.
+
+    What an item draws at random, to augment an image for example, from torch, `random`
+    or `numpy.random`, is a function of (seed, epoch, sample): any epoch can be read at
+    any time, from any batch on, with the same bits for any number of workers.
 
     >>> batches = DatasetBatches([(0.0, 1), (0.5, 0), (1.0, 1)], batch_size=2)
     >>> [targets.tolist() for inputs, targets in batches.epoch(1)]
@@ -37,11 +38,12 @@ class DatasetBatches:
     Args:
         dataset: Has a length and, for every number below it, an item.
         batch_size: Samples in a batch.
-        seed: Of order and random numbers; without, the order is that of the data.
+        seed: Determines the order and the random numbers; None keeps the order of the
+            data.
         num_workers: Processes that make the samples; 0 makes them here. On Linux they
             are forks, elsewhere the data set must be picklable.
         pin_memory: Whether batches are laid where an accelerator fetches them faster.
-        cut: As of `Batches`.
+        cut: As for `Batches`.
 
     Raises:
         ValueError: batch_size is not from 1 to the length of the data set.
@@ -66,7 +68,7 @@ class DatasetBatches:
         return len(bounds_of(self))
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """Yield the batches (inputs, targets) of an epoch in its order, but the first.
+        """Yield an epoch's batches (inputs, targets) in order, but the first `skip`.
 
         Args:
             epoch: The number of the epoch.
@@ -158,7 +160,7 @@ def collate(items: Sequence[Any]) -> tuple[Samples, Samples]:
     """Return items as one batch.
 
     Raises:
-        ValueError: They are no pairs (input, target), or cannot be one batch.
+        ValueError: They are not pairs (input, target), or cannot be one batch.
     """
     for item in items:
         if not isinstance(item, tuple | list) or len(item) != 2:

@@ -19,7 +19,7 @@ class Mean(NamedTuple):
     num_samples: int
     loss: Tensor
     grads: Sequence[Tensor | None] = ()
-    """Of each parameter; None where the loss does not depend on it."""
+    """One for each parameter; None where the loss does not depend on it."""
     buffers: Sequence[Tensor] = ()
     """What the forward pass left in the model's buffers."""
     reading: float = math.nan
@@ -27,7 +27,7 @@ class Mean(NamedTuple):
 
 
 def join(left: Mean, right: Mean) -> Mean:
-    """Return the mean over the samples of two, in the memory that they have.
+    """Return the mean over the samples of both. Their memory is used again for it.
 
     >>> one, two = torch.tensor(1.0), torch.tensor(5.0)
     >>> join(Mean(3, one), Mean(1, two)).loss

@@ -38,13 +38,13 @@ def find_places(module: nn.Module, only: Only | None = None) -> list[Place]:
         only: Which of them; all of them by default.
 
     Raises:
-        TypeError: That is no module.
+        TypeError: That is not a module.
         ValueError: There is none, `only` chooses none, or it names one that is not
             there.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(
-            f"a {type(module).__name__} is no module: give ParameterVector the module "
+            f"{type(module).__name__} is not a module: give ParameterVector the module "
             f"itself, or {LIST}"
         )
     places = _places_of(module)

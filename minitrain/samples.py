@@ -17,7 +17,7 @@ Samples = Any
 def map_tensors(function: Callable[[Tensor], Tensor], samples: Samples) -> Samples:
     """Return a nest of the same form, with the function applied to every tensor.
 
-    What is no tensor stays as it is.
+    What is not a tensor stays as it is.
 
     >>> map_tensors(torch.square, {"x": torch.tensor([2, 3]), "name": "a"})
     {'x': tensor([4, 9]), 'name': 'a'}

@@ -21,7 +21,7 @@ def constant(step: int, num_steps: int) -> float:
 
 
 def step_decay(step: int, num_steps: int) -> float:
-    """A tenth of it after one half of the run, a hundredth after three quarters.
+    """All of it, a tenth after one half of the run, a hundredth after three quarters.
 
     >>> [step_decay(step, num_steps=100) for step in (0, 49, 50, 74, 75, 99)]
     [1.0, 1.0, 0.1, 0.1, 0.01, 0.01]

@@ -94,7 +94,7 @@ def copied(value: Any) -> Any:
 def buffer_of(entry: Any) -> Any:
     """Return the momentum buffer in what is saved of a parameter, or None.
 
-    Where it is no dictionary of a parameter's state, it is itself what `check_shapes`
-    refuses.
+    Where that is not a dictionary of a parameter's state, it is itself what
+    `check_shapes` refuses.
     """
     return entry.get("momentum_buffer") if isinstance(entry, Mapping) else entry

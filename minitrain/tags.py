@@ -59,7 +59,7 @@ CLIP_FRACTION = "clip/fraction"
 # The other instruments.
 
 AUDIT = "audit"
-"""Of each field of `StepAudit`."""
+"""The tag of a `StepAudit`; each of its fields follows."""
 AUDIT_LOSS = "audit/loss_after"
 """L(theta') of the batch of the step: what the step left of `loss/train`."""
 AUDIT_DELIVERED = "audit/delivered"
@@ -88,7 +88,7 @@ SIGNAL_SHARE = "noise/signal_share"
 # What the loop and the tests measure.
 
 LOSS = "loss"
-"""Of `train`, `validation` and `test`, with `_average` for the averaged weights."""
+"""Metrics of `train`, `validation` and `test`; `_average` is for averaged weights."""
 TRAIN_LOSS = "loss/train"
 VALIDATION_LOSS = "loss/validation"
 TEST_LOSS = "loss/test"

@@ -31,7 +31,7 @@ def windows_of(
     number = 0
     for epoch in range(1, epochs + 1):
         before = number
-        # What can be had at any place is not read up to there.
+        # What can be read from any place on is not read up to there.
         if start > number and isinstance(batches, Sized):
             number += min(start - number, -(-len(batches) // accumulate))
         of_epoch = epoch_of(batches, epoch, skip=(number - before) * accumulate)

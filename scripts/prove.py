@@ -105,7 +105,7 @@ CLAIMS = [
         ("MINITRAIN_NUM_LIVES", 300),
     ),
     Claim(
-        "what else is in the folder, or is no file: refused or left alone, never lost",
+        "anything else in the folder: refused or left alone, never lost",
         "tests/experiment/test_directory.py tests/experiment/test_strangers.py",
     ),
     Claim(

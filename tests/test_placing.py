@@ -415,7 +415,7 @@ def test_inside_inference_mode_no_vector_is_made():
 
 @each("params", [[nn.Parameter(torch.ones(2))], nn.Linear(2, 1).parameters(), None])
 def test_what_is_no_module_is_refused(params):
-    with pytest.raises(TypeError, match=rf"is no module: .*{USE_A_LIST}"):
+    with pytest.raises(TypeError, match=rf"is not a module: .*{USE_A_LIST}"):
         ParameterVector(params)
 
 

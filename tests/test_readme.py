@@ -43,7 +43,7 @@ def blocks_under(page: str, heading: str) -> list[str]:
 
 
 RUN_HERE = {
-    (FRONT, "Ten lines"): 1,
+    (FRONT, "A first training"): 1,
     (FRONT, "Your own experiment, in a file"): 1,
     (CORE, "Your own model and data"): 1,
     (EXPERIMENT, "Stop and go on"): 1,
@@ -78,9 +78,9 @@ def test_a_walk_from_python_is_that_of_the_command_and_plots_itself(
 
 
 @pytest.fixture
-def names_of_ten_lines() -> dict[str, Any]:
-    """What the ten lines of the front page leave, once they have run."""
-    (code,) = blocks_under(FRONT, "Ten lines")
+def names_of_first_training() -> dict[str, Any]:
+    """What the first training of the front page leaves, once it has run."""
+    (code,) = blocks_under(FRONT, "A first training")
     torch.manual_seed(0)
     names: dict[str, Any] = {}
     exec(code, names)
@@ -88,27 +88,27 @@ def names_of_ten_lines() -> dict[str, Any]:
 
 
 def test_the_ten_lines_run_and_learn(
-    capsys: pytest.CaptureFixture[str], names_of_ten_lines: dict[str, Any]
+    capsys: pytest.CaptureFixture[str], names_of_first_training: dict[str, Any]
 ) -> None:
     out = capsys.readouterr().out
     accuracy = float(re.findall(r"'accuracy': ([\d.]+)", out)[0])
     assert out.count("|grad L|") == 20 and accuracy > 0.95
 
 
-def test_groups_are_vectors_of_parts(names_of_ten_lines: dict[str, Any]) -> None:
+def test_groups_are_vectors_of_parts(names_of_first_training: dict[str, Any]) -> None:
     (groups,) = blocks_under(CORE, "Your own model and data")
-    exec(groups, names_of_ten_lines)
-    kept, left = names_of_ten_lines["optimizer"].param_groups
+    exec(groups, names_of_first_training)
+    kept, left = names_of_first_training["optimizer"].param_groups
     assert kept["weight_decay"] == 1e-3 and left["weight_decay"] == 0
     assert kept["params"][0].vector.names == ["0.weight", "2.weight"]
     assert left["params"][0].vector.names == ["0.bias", "2.bias"]
 
 
 def test_a_panel_in_a_loop_looks_at_every_step(
-    capsys: pytest.CaptureFixture[str], names_of_ten_lines: dict[str, Any]
+    capsys: pytest.CaptureFixture[str], names_of_first_training: dict[str, Any]
 ) -> None:
     capsys.readouterr()
-    names = names_of_ten_lines
+    names = names_of_first_training
     names["batches"] = names["Batches"](names["inputs"], names["targets"], 50, seed=0)
     (code,) = blocks_under(PANEL, "The instrument panel")
     exec(code, names)

@@ -165,7 +165,7 @@ def combinations(walk: Walk, problem: Problem) -> dict[str, Rule]:
 
 
 def _read(number: str | float) -> Any:
-    """Return a number, or as it is what is none: the settings have the words for it."""
+    """Return a number, or the text itself: the settings have the words for it."""
     try:
         return float(number)
     except ValueError:

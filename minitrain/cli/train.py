@@ -28,18 +28,12 @@ def main(arguments: Sequence[str], program: str) -> int:
     try:
         return train(parse(arguments, program), started, stop)
     except MinitrainError as error:
-        if _is_told(error, launch):
-            return error.exit_code
+        if launch.world_size > 1:
+            from minitrain.distributed.group import claim_report
+
+            if not claim_report(error, launch):
+                return error.exit_code
         raise
-
-
-def _is_told(error: MinitrainError, launch: Launch) -> bool:
-    """Return whether another process of the group tells the same error."""
-    if launch.world_size == 1:
-        return False
-    from minitrain.distributed.group import is_first_to_tell
-
-    return not is_first_to_tell(error, launch)
 
 
 def train(

@@ -41,7 +41,7 @@ SLANT = 0.35
 """Sideways per unit of height: what differs most between two writers."""
 
 SCALE = (0.8, 1.15)
-"""Of width and height, drawn apart; the largest fit the frame."""
+"""Scales of width and height, drawn apart; the largest fit the frame."""
 
 SHIFT = 1.0
 """Pixels either way: nobody writes in the exact middle of the box."""

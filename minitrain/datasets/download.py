@@ -129,7 +129,7 @@ def _download(url: str, path: Path, sha256: str) -> None:
             desc=path.name,
             unit="B",
             unit_scale=True,
-            disable=None,  # quiet where standard error is no terminal
+            disable=None,  # quiet where standard error is not a terminal
         ) as bar,
     ):
         while block := response.read1(1 << 16):

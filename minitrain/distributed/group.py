@@ -281,8 +281,8 @@ def has_device_each(launch: Launch) -> bool:
     return torch.accelerator.device_count() >= launch.local_world_size
 
 
-def is_first_to_tell(error: MinitrainError, launch: Launch) -> bool:
-    """Return whether no process that was started with this one has told an error."""
+def claim_report(error: MinitrainError, launch: Launch) -> bool:
+    """Claim the report of an error; return False if another process has claimed it."""
     if launch.world_size == 1:
         return True
     if launch.rank:

@@ -23,7 +23,7 @@ class Launch(NamedTuple):
         """Read the variables; without them there is one process.
 
         Raises:
-            SettingsError: One of them is missing, or is no number.
+            SettingsError: One of them is missing, or is not a number.
         """
         if "WORLD_SIZE" not in environment:
             return cls()

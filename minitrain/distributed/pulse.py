@@ -1,6 +1,6 @@
 """Who of a group is alive: every process beats, and says a last word when it leaves.
 
-A process that dies closes its connections, and whoever waits for it is told at once,
+A process that dies closes its connections, and whoever waits for it learns so at once,
 but not who it was. One that was stopped closes nothing. Beats tell both: a thread of
 each process counts them up in the store that torchrun keeps, whatever else the process
 is busy with.
@@ -41,8 +41,8 @@ class Pulse:
     """The beats of a group.
 
     Args:
-        store: Where they are counted; it may hold those of groups that are no more.
-        rank: Of this process.
+        store: Where they are counted; it may hold those of groups that have ended.
+        rank: The number of this process.
         world_size: How many there are.
 
     Raises:
@@ -55,7 +55,7 @@ class Pulse:
         deadline = time.monotonic() + LATENESS
         token = secrets.token_hex(8) if rank == 0 else _living(store, deadline)
         self.store = PrefixStore(token, store)
-        """Of this group alone."""
+        """A part of it for this group alone."""
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._over = threading.Event()
         self.store.set(f"beat {rank}", "0")
@@ -99,7 +99,7 @@ class Pulse:
             return
 
     def silent(self, seconds: float, ranks: Sequence[int] | None = None) -> list[int]:
-        """Return of whom calls have seen the same beat for so long."""
+        """Return the ranks whose beat has not changed for this many seconds."""
         now = time.monotonic()
         for rank in self._others if ranks is None else ranks:
             beat = self.store.get(f"beat {rank}")
@@ -108,9 +108,9 @@ class Pulse:
         return [rank for rank, (_, at) in self._seen.items() if now - at > seconds]
 
     def lost(self) -> Lost | None:
-        """Return who of the others left, and with which word; None as yet nobody.
+        """Return which other process has left, and its last word; None if none has.
 
-        Who left because of another one is not meant.
+        A process that left because of another one does not count.
         """
         for rank in self._others:
             if self.store.check([key := f"word {rank}"]):

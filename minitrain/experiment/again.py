@@ -21,7 +21,7 @@ def read_settings(folder: Path, *, trust_code: bool = False) -> Config:
     if (folder / "config.toml").exists():
         config = read_run(folder, trust_code=trust_code)
     if config is None:
-        raise SettingsError(f"{folder} is no run directory: it holds no config.toml")
+        raise SettingsError(f"{folder} is not a run directory: it holds no config.toml")
     unwatched = config.instruments.model_copy(update={"budget": 0.0})
     return config.model_copy(update={"instruments": unwatched})
 

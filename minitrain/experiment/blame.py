@@ -19,7 +19,7 @@ NOBODYS = (
     torch.OutOfMemoryError,
     BrokenPipeError,
 )
-"""What is told as it is, whose code it may pass through."""
+"""Errors that are reported unchanged, whichever code they pass through."""
 
 
 @contextmanager

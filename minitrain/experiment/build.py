@@ -57,7 +57,7 @@ def build(config: Config, group: Group | Single | None = None) -> Run:
         group: The processes that share the run; by default there is one.
 
     Raises:
-        DataError: The data cannot be had.
+        DataError: The data are not available.
         SettingsError: The device is not available, the threads are too many, the size
             of a batch is impossible for data or model, or the experiment's functions
             do not belong together.
@@ -209,7 +209,7 @@ def _call(
         raise
     except (Exception, SystemExit) as error:
         if function.__module__.startswith("minitrain."):
-            raise  # ours: what fails there is no mistake of the user's
+            raise  # ours: what fails there is not a mistake of the user's
         what = source.what_failed(error, Path(function.__code__.co_filename))
         raise kind(f"{function.__name__}(...) failed: {what}") from error
 

@@ -53,7 +53,7 @@ def load_data(name: str, root: Path | None = None) -> Dataset:
     """Return the data set of this name; `auto` is MNIST, or else the digits drawn here.
 
     Raises:
-        DataError: It cannot be had.
+        DataError: It is not available.
     """
     from minitrain.datasets.cache import default_root
     from minitrain.datasets.digits import digits
@@ -69,7 +69,7 @@ def load_data(name: str, root: Path | None = None) -> Dataset:
         line = "*" * 72
         say(
             f"{error}\n{line}\n"
-            "MNIST cannot be had: training on `digits`, drawn here, in its place.\n"
+            "MNIST is not available: training on `digits`, drawn here, in its place.\n"
             f"{line}"
         )
         return digits(root)

@@ -38,7 +38,7 @@ def find(experiment: str) -> Path:
 def shipped() -> dict[str, Path]:
     """Return the files of all experiments that come with minitrain, by name.
 
-    A Python file is one where it defines `data`; a program of its own is none.
+    A Python file is an experiment if it defines `data`, and else a program.
 
     Raises:
         SettingsError: Two of them have one name.

@@ -116,7 +116,8 @@ def _conclude(built: Run, folder: Path, journal: Journal) -> None:
     """Test what a validation set has chosen, and show the pictures.
 
     Raises:
-        DivergedError: There is no model: what the last update did shows here alone.
+        DivergedError: The final loss is not finite: what the last update did shows only
+            here.
     """
     summary = journal.summary
     if built.valid_batches is None:
@@ -160,7 +161,7 @@ def _naming(saver: Any, folder: Path) -> Iterator[None]:
         yield
     except GroupError as error:
         raise GroupError(
-            f"{error}. Every checkpoint that was told to be saved is safe: continue "
+            f"{error}. Every checkpoint that was reported as saved is safe: continue "
             f"with --run-dir {folder} --resume, on any number of processes that "
             "divides --shards, or have torchrun do it by itself, with --max-restarts 3"
         ) from None

@@ -101,7 +101,8 @@ def define(
     """Return the experiment that a module defines.
 
     Raises:
-        SettingsError: A function is missing or none, or `SETTINGS` is no dictionary.
+        SettingsError: A function is missing or is not one, or `SETTINGS` is not a
+            dictionary.
     """
     place = path or module.__name__
     found: dict[str, Any] = {name: getattr(module, name, None) for name in NAMES}
@@ -114,9 +115,9 @@ def define(
             )
     for name, function in found.items():
         if function is not None and not hasattr(function, "__code__"):
-            raise SettingsError(f"{place}: {name} is no function written with def")
+            raise SettingsError(f"{place}: {name} is not a function written with def")
     if not isinstance(defaults, dict) or not all(isinstance(k, str) for k in defaults):
-        raise SettingsError(f"{place}: SETTINGS is no dictionary of keys and values")
+        raise SettingsError(f"{place}: SETTINGS is not a dictionary of keys and values")
     for name in vars(module):
         near = get_close_matches(name, NAMES, 1, 0.75)
         if near and name not in NAMES and module.__dict__.get(near[0]) is None:

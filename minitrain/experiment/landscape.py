@@ -56,7 +56,7 @@ class Landscape:
     """The loss over two random directions around the trained weights."""
     line: Values | None
     """The loss on the straight line from the initial weights, at 0, to the trained
-    ones, at 1; None where the initial ones cannot be had."""
+    ones, at 1; None where the initial ones are not kept."""
     path: Values | None
     """The loss of the initial weights and those of every checkpoint that is kept, each
     at the point of the line that is nearest to it."""
@@ -74,7 +74,7 @@ def plot_landscape(run_dir: Path | str, **options: Any) -> "Picture":
 
     Args:
         run_dir: The run directory.
-        options: As of `explore`.
+        options: As for `explore`.
 
     Returns:
         A matplotlib figure, which Jupyter shows inline; `savefig` writes it.
@@ -102,10 +102,9 @@ def explore(
 
     Args:
         run_dir: The run directory.
-        num_samples: How many training samples the loss is the mean of, drawn at random
-            but always the same; all of them where there are fewer.
-        num_points, radius, seed: Of the plane, as of
-            `minitrain.instruments.landscape.plane`.
+        num_samples: How many training samples the loss is the mean over, drawn at
+            random but always the same ones; all of them where there are fewer.
+        num_points, radius, seed: As for `minitrain.instruments.landscape.plane`.
         trust_code: Whether the source that the run keeps may be executed.
 
     Raises:

@@ -20,10 +20,10 @@ from minitrain.system.errors import CheckpointError, SettingsError
 from minitrain.system.files import open_regular
 
 MAX_BYTES = 1_000_000
-"""Of a settings file: more than any has, and less than anybody has to wait for."""
+"""Bytes of a settings file: more than any has, and read without a wait."""
 
 MANNER = {"run-dir", "resume", "allow-changes", "trust-code", "debug"}
-"""Settings that say how a run is started, and are no part of what it is."""
+"""Settings that say how a run is started, and are not part of what it is."""
 
 
 def parse(arguments: Sequence[str], program: str = "train") -> Config:
@@ -178,7 +178,7 @@ def read(path: Path) -> Config:
     """Return the settings of a TOML file, over the defaults of its experiment.
 
     Raises:
-        SettingsError: The file cannot be read, is no TOML, or has a bad setting.
+        SettingsError: The file cannot be read, is not TOML, or has a bad setting.
     """
     text = _text_of(path)
     try:
@@ -215,7 +215,7 @@ def from_toml(text: str, definition: Definition | None = None) -> Config:
         definition: The experiment; by default the built-in one.
 
     Raises:
-        TOMLDecodeError: It is no TOML.
+        TOMLDecodeError: It is not TOML.
         SettingsError: A setting is bad.
     """
     values = _renamed(tomllib.loads(text), "-", "_")

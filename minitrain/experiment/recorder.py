@@ -153,7 +153,7 @@ class Recorder:
                 that it draws are the first ones in the block.
             num_samples: In the batch; without it there is no noise scale.
             name: Stands before the tags, where a loop has several networks. Give it
-                then: how their losses go is no evidence, as each moves the others.
+                then: how their losses go is not evidence, as each moves the others.
             autocast: The dtype of the loop's own forward pass, where it is another.
 
         Raises:

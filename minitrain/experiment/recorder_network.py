@@ -64,8 +64,8 @@ class Network:
         self.panel = Panel(model, optimizer, beside=beside)
         self.num_steps = 0
         """Steps entered so far, by which the panel's cadence counts."""
-        self.told: set[str] = set()
-        """What was told once: that something is amiss with its steps."""
+        self.reported: set[str] = set()
+        """What was reported once: that something is amiss with its steps."""
         self._parameters = Parameters(model, optimizer)
         self._schedule, self._modules = schedule, [model, *beside]
 
@@ -121,8 +121,8 @@ class Network:
         found = self.findings.note(number, lone)
         if tags.TRUTH_WORST_ERROR in own:
             found += self.findings.check_slopes(number, self.panel.slopes)
-        told = (own.get(tag, 0.0) for tag in (tags.TRAIN_LOSS, tags.GLOBAL_GRAD_NORM))
-        if not all(map(math.isfinite, told)):
+        both = (own.get(tag, 0.0) for tag in (tags.TRAIN_LOSS, tags.GLOBAL_GRAD_NORM))
+        if not all(map(math.isfinite, both)):
             text = "the loss or the gradient of the step is not finite."
             found += self.findings.note_failure(number, text)
         where = f"{self.name}: " if self.name else ""

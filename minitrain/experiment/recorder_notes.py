@@ -37,13 +37,13 @@ class Notes:
         """Take in numbers, by their tags.
 
         Raises:
-            TypeError: One is none.
+            TypeError: A value is not a number.
         """
         for tag, value in values.items():
             try:
                 self._values[tag] = float(value)
             except (TypeError, ValueError, RuntimeError) as error:
-                raise TypeError(f"{tag} is no number: {error}") from None
+                raise TypeError(f"{tag} is not a number: {error}") from None
 
     def show(self, name: str, picture: Any) -> None:
         """Take in a picture as it is now, or a text."""

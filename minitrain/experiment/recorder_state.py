@@ -17,7 +17,7 @@ from minitrain.system.errors import CheckpointError
 
 
 def _check_settings(text: str) -> str:
-    if not isinstance(json.loads(text), dict):  # what is no JSON is a ValueError, too
+    if not isinstance(json.loads(text), dict):  # what is not JSON is a ValueError, too
         raise ValueError("not a dictionary")
     return text
 

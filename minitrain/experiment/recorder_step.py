@@ -109,8 +109,8 @@ class Step:
         if self._is_logged:
             read = self._read_gradient
             self._hook = network.optimizer.register_step_pre_hook(read)
-        if not network.model.training and "mode" not in network.told:
-            network.told.add("mode")
+        if not network.model.training and "mode" not in network.reported:
+            network.reported.add("mode")
             warn_of_evaluation_mode(stacklevel=3)
         return self
 
@@ -130,8 +130,8 @@ class Step:
         self._lr = float(self.network.optimizer.param_groups[0]["lr"])
 
     def _tell_no_update(self) -> None:
-        if "update" not in self.network.told:
-            self.network.told.add("update")
+        if "update" not in self.network.reported:
+            self.network.reported.add("update")
             say(
                 "warning: optimizer.step() was not called in the block of a step: "
                 "nothing was read of it"

@@ -2,7 +2,7 @@
 
 A flag on the command line overrides the experiment's TOML file, the file overrides the
 `SETTINGS` of an experiment's Python file, and these override the defaults below.
-Nothing here imports torch: a wrong setting is told at once.
+Nothing here imports torch: a wrong setting is reported at once.
 """
 
 import re
@@ -49,7 +49,7 @@ class Settings(BaseModel):
 def _printable(path: Any) -> Any:
     """Refuse no name at all, which is not the current folder, and an odd one.
 
-    Control characters act on a terminal, and some bytes are no text.
+    Control characters act on a terminal, and some bytes are not text.
 
     Raises:
         ValueError: The message has the name, escaped.
@@ -62,7 +62,7 @@ def _printable(path: Any) -> Any:
 
 
 LARGEST = 1e6
-"""Of a number in the rule: with more the first step leaves float32."""
+"""The largest number in the rule: with a larger one the first step leaves float32."""
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 PrintablePath = Annotated[Path, Field(strict=False), BeforeValidator(_printable)]
@@ -224,14 +224,16 @@ class Config(Settings):
     @classmethod
     def _shards_are_a_power_of_two(cls, shards: int) -> int:
         if shards & (shards - 1):
-            raise ValueError(f"{shards} is no power of two: 1, 2, 4, ...")
+            raise ValueError(f"{shards} is not a power of two: 1, 2, 4, ...")
         return shards
 
     @field_validator("device")
     @classmethod
     def _device_has_a_name(cls, device: str) -> str:
         if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", device):
-            raise ValueError(f"{device!r} is none of auto, cpu, mps, cuda, cuda:1, ...")
+            raise ValueError(
+                f"{device!r} is not one of auto, cpu, mps, cuda, cuda:1, ..."
+            )
         return device
 
 

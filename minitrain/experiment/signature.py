@@ -29,7 +29,7 @@ def section(
     Args:
         base: The settings that the section has in any case.
         function: Its arguments, but the first ones, become settings.
-        num_given: How many arguments are given by position, and are no settings.
+        num_given: How many arguments are given by position, and are not settings.
         defaults: Values by name, in the place of the defaults of base and function.
 
     Raises:

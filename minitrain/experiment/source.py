@@ -53,7 +53,7 @@ def _execute(path: Path) -> ModuleType:
     name = PREFIX + path.stem
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise SettingsError(f"{path} is no Python file: its name must end in .py")
+        raise SettingsError(f"{path} is not a Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     folder = str(path.parent)
@@ -108,7 +108,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{path} is no text: {error}") from None
+        raise SettingsError(f"{path} is not text: {error}") from None
 
 
 def sha256(source: Mapping[str, str]) -> str:

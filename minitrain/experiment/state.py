@@ -60,7 +60,7 @@ class State(BaseModel):
 
 
 class Group(State):
-    """The options of the optimizer; those that are no settings have their defaults."""
+    """The options of the optimizer; those that are not settings have their defaults."""
 
     lr: float
     momentum: float

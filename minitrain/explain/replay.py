@@ -235,7 +235,7 @@ def find_weight(parts: Run, parameter: str | None, index: tuple[int, ...]) -> We
     if parameter not in names:
         raise SettingsError(
             f"parameter = {parameter}: there is no such parameter"
-            f"{did_you_mean(parameter, names)} There are {', '.join(names)}"
+            f"{did_you_mean(parameter, names) or '.'} There are {', '.join(names)}"
         )
     found = dict(parts.model.named_parameters())[parameter]
     shape = tuple(found.shape)

@@ -20,7 +20,7 @@ FLAT = 1e-3
 """Where no minimum is known: when the gradient norm is this part of the first."""
 
 MAX_COORDINATES = 3
-"""Of points with more, a table shows the value and the gradient norm alone."""
+"""Coordinates in a table; with more it shows value and gradient norm alone."""
 
 COUNTS = ("no numbers", "one number", "two numbers", "three numbers", "four numbers")
 
@@ -52,7 +52,7 @@ class Problem:
         """Return where a walk starts: there, or by default where the function says.
 
         Raises:
-            SettingsError: It is no point of the function, or the function does not say.
+            SettingsError: It is not a point of the function, or neither says where.
         """
         n, (*others, last) = len(self.variables), self.variables
         names = " and ".join(filter(None, [", ".join(others), last]))

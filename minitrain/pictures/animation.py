@@ -30,14 +30,14 @@ LAST = 2.5
 
 @in_our_style
 def animate_descent(walks: Walks, **options: Any) -> bytes:
-    """Draw walks as they grow, with step and value told below.
+    """Draw walks as they grow, with step and value shown below.
 
     What does not move is drawn once, and every frame adds the lines to it: sixty frames
     take about a second.
 
     Args:
-        walks: As of `draw_descent`.
-        options: As of `draw_descent`; no gradients are drawn unless they ask for it.
+        walks: As for `draw_descent`.
+        options: As for `draw_descent`; no gradients are drawn unless they ask for it.
 
     Returns:
         The animation, a GIF file that starts over for ever.

@@ -12,7 +12,7 @@ MOST_LABELS = 24
 """Rows that are named; of more, every second, third, ... is."""
 
 MOST_LETTERS = 22
-"""Of the name of a row; of a longer one the end is kept."""
+"""Letters of the name of a row; of a longer name the end is kept."""
 
 
 def draw_grad_norms(

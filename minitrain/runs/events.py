@@ -1,4 +1,4 @@
-"""Event files: how TensorBoard's records are frame_record, written and read."""
+"""Event files: how TensorBoard's records are framed, written and read."""
 
 import mmap
 import os

@@ -19,7 +19,7 @@ def as_png(picture: Any) -> bytes:
             (height, width), (1 or 3, height, width) or (height, width, 3).
 
     Raises:
-        TypeError: It is none of these.
+        TypeError: It is not one of these.
     """
     if isinstance(picture, bytes) and picture.startswith(SIGNATURE):
         return picture

@@ -9,7 +9,7 @@ from torch import Tensor
 from minitrain import tags
 
 MOST_STEPS = 512
-"""Of which a map keeps columns, besides the last one: as many as a screen can show."""
+"""How many columns a map keeps besides the last: as many as a screen can show."""
 
 
 class LayerMap:
@@ -47,17 +47,17 @@ class LayerMap:
 
     @property
     def names(self) -> list[str]:
-        """Of the rows, in the order in which they came."""
+        """The names of the rows, in the order in which they came."""
         return [*self._names]
 
     @property
     def steps(self) -> list[int]:
-        """Of the columns."""
+        """The step of each column."""
         return [step for step, _ in self._kept + self._last]
 
     @property
     def values(self) -> Tensor:
-        """Of shape (names, steps), in float32, as the event file has them.
+        """The values, shape (names, steps), in float32, as the event file has them.
 
         NaN stands where a parameter has no value.
         """

@@ -27,7 +27,7 @@ def keep_until(
     Otherwise all files are gathered in a new one, in the order of steps, not that of
     clocks or names, which can go backwards; the old ones are removed when the new one
     is complete. One of which a part cannot be read is kept, renamed `*.corrupt`, and
-    one that cannot be opened stays; both are told. What is no file is ignored.
+    one that cannot be opened stays; both are reported. Anything else is ignored.
 
     Args:
         step: The last one to keep.
@@ -77,7 +77,7 @@ def keep_until(
 def _is_kept(event: Any, step: int, keeps_pictures: bool) -> bool:
     """Whether a run that goes on after a step keeps an event, or writes it anew.
 
-    The end comes anew: how the run ended, and what is told and shown then.
+    The end comes anew: how the run ended, and what is written and shown then.
     """
     values = event.summary.value
     is_end = any(x.tag in AT_THE_END for x in values)
@@ -154,7 +154,7 @@ def _unique(scans: Iterable[Scan]) -> Iterable[bytes]:
 
 
 def _scan_all(folder: Path, owner: str = "") -> dict[Path, Scan]:
-    """Read the event files of an owner; one that cannot be opened is told."""
+    """Read the event files of an owner; one that cannot be opened is reported."""
     scans = {}
     for file in sorted(folder.glob(f"events.out.tfevents.*{owner}")):
         try:

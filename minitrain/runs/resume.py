@@ -107,7 +107,7 @@ def clear(folder: Path) -> None:
 def find_newest(folder: Path) -> Checkpoint | None:
     """Return the newest intact checkpoint of a run; None where it has none yet.
 
-    Damaged ones that are passed over are told.
+    Damaged checkpoints that are passed over are reported.
 
     Raises:
         CheckpointError: There are checkpoints, and none of them is intact.

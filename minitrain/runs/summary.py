@@ -37,12 +37,12 @@ class Summary:
     source_sha256: str = ""
     """SHA-256 of the experiment's file and what it imported; empty if built in."""
     run_id: str = field(default_factory=lambda: secrets.token_hex(8))
-    """Of this run alone, and kept when it is resumed."""
+    """A name that no other run has; it is kept when the run is resumed."""
     status: str = "running"
     steps: int = 0
     epochs: int = 0
     test_accuracy: float | None = None
-    """Of the class numbers, where there is one to measure."""
+    """The share of right class numbers, where the targets are classes."""
     test_loss: float | None = None
     test_metrics: dict[str, float] = field(default_factory=dict)
     """Means over the samples, the accuracy among them."""
@@ -57,7 +57,7 @@ class Summary:
     average_metrics: dict[str, float] = field(default_factory=dict)
     """Loss and metrics of the averaged weights, with --ema; of validation or test."""
     train_seconds: float = 0.0
-    """Of the training steps alone."""
+    """What the training steps alone took."""
     total_seconds: float = 0.0
     """Since the process started."""
     fingerprint: str = ""
@@ -74,8 +74,8 @@ class Summary:
     versions: dict[str, str] = field(default_factory=installed_versions)
 
     folder = Path()
-    """The run directory. It is no field, having no type: a summary lies there, and does
-    not tell where."""
+    """The run directory. It has no type, and so is not a field: a summary does not say
+    where it lies."""
 
     @property
     def history(self) -> History:
@@ -144,7 +144,7 @@ def recording(
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Return what `summary.json` tells of a run; None where it is absent or none."""
+    """Return what `summary.json` tells of a run; None where it is absent or not one."""
     try:
         with open_regular(folder / "summary.json") as file:
             told = json.load(file)
@@ -155,7 +155,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def finished_summary(folder: Path) -> Summary | None:
-    """Return the summary of a run that came to its end, if not to its last one."""
+    """Return the summary of a run that has finished; it may be extended later."""
     try:
         summary = Summary(**(read_summary(folder) or {}))
         summary.folder = folder

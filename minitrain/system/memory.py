@@ -1,4 +1,4 @@
-"""Memory that is not there, told as an error for people."""
+"""Memory that is not there, reported as an error for people."""
 
 import re
 from collections.abc import Iterator

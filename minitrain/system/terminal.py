@@ -99,7 +99,7 @@ def say(line: str) -> None:
 
     try:
         tqdm.write(line)
-        sys.stdout.flush()  # into a pipe, too: "saved" is told when it is true
+        sys.stdout.flush()  # into a pipe, too: "saved" is printed when it is true
     except OSError as error:
         discard(sys.stdout)
         warn(f"warning: no more lines can be printed: {error}; training goes on")

@@ -144,7 +144,7 @@ def test_a_run_whose_settings_changed_begins_where_it_began(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["nowhere"], "nowhere is no run directory"),
+        (["nowhere"], "nowhere is not a run directory"),
         (["nowhere", "--points", "4"], "points: 4 is even"),
         (["nowhere", "--radius", "0"], "radius = 0.0: must be greater than 0"),
     ],

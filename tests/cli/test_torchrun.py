@@ -144,6 +144,6 @@ def test_a_bad_setting_is_told_once(tmp_path) -> None:
     with started(words, out) as process:
         process.wait(timeout=100)
     text = out.read_text()
-    assert text.count("error: shards: 3 is no power of two") == 1
+    assert text.count("error: shards: 3 is not a power of two") == 1
     assert "exitcode: 2" in text.replace(" ", "").replace("exitcode:", "exitcode: ")
     assert not (tmp_path / "run").exists()

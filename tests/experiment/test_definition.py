@@ -397,12 +397,12 @@ BAD: dict[str, tuple[str, int, str]] = {
     "SETTINGS list": (
         POINTS.replace("SETTINGS = {", "SETTINGS = [1] or {"),
         2,
-        "SETTINGS is no dictionary",
+        "SETTINGS is not a dictionary",
     ),
     "model is none": (
         POINTS.replace("def model(", "model = 3\ndef net("),
         2,
-        "model is no function",
+        "model is not a function",
     ),
     "data raises": (
         POINTS.replace("    dice =", "    raise OSError('gone')\n    dice ="),
