@@ -43,8 +43,8 @@ def dashboard(
             yield board
             succeeded = True
         except NotFiniteError as error:
-            text, batches = f"{error}.", error.batches
-            tell(summary, run.findings.note_failure(error.step, text, batches))
+            bad = error.batches, run.data.train
+            tell(summary, run.findings.note_failure(error.step, f"{error}.", *bad))
             raise
         finally:
             board.text(tags.FINDINGS, as_markdown(summary))

@@ -16,10 +16,10 @@ from torch import nn
 
 from minitrain import tags
 from minitrain.experiment.recorder_folder import opened
-from minitrain.experiment.recorder_network import Network, Schedule
+from minitrain.experiment.recorder_network import Network, ReadingPlan
 from minitrain.experiment.recorder_notes import Notes
 from minitrain.experiment.recorder_parts import Parts
-from minitrain.experiment.recorder_step import Step
+from minitrain.experiment.recorder_step import RecordedStep
 from minitrain.instruments.cadence import Cadence
 from minitrain.instruments.findings import Findings
 from minitrain.instruments.recompute import LossOf
@@ -106,12 +106,12 @@ class Recorder:
         """The step that is made, from 1, or else the last one that was."""
         self._settings = {"num_steps": num_steps, **(settings or {})}
         self._log_every, self._save_every, self._keep = log_every, save_every, keep
-        self._schedule = Schedule(cadence, budget, unit=log_every)
+        self._plan = ReadingPlan(cadence, budget, unit=log_every)
         self._guessing, self._may_resume = guessing, resume
         self._parts = Parts(parts)
         summary = Summary(self.folder.name, torch.initial_seed())
         self._notes = Notes(self._parts.networks, summary)
-        self._steps: list[Step] = []
+        self._steps: list[RecordedStep] = []
         self._began: float | None = None
         """When the present step began; None between two."""
         self._saver: Saver | None = None
@@ -138,7 +138,7 @@ class Recorder:
         num_samples: int = 0,
         name: str = "",
         autocast: torch.dtype | None = None,
-    ) -> Step:
+    ) -> RecordedStep:
         """Return a step of a network, to be entered by `with`.
 
         The block holds the loop's own statements for it: the forward pass, the backward
@@ -182,8 +182,8 @@ class Recorder:
             )
         number, is_last = self.number, self.number == self.num_steps
         is_logged = is_last or number == 1 or number % self._log_every == 0
-        told = network, loss_of, num_samples, autocast
-        self._steps.append(Step(*told, is_logged=is_logged, is_last=is_last))
+        what = network, loss_of, num_samples, autocast
+        self._steps.append(RecordedStep(*what, is_logged=is_logged, is_last=is_last))
         return self._steps[-1]
 
     def log(self, values: Mapping[str, SupportsFloat]) -> None:
@@ -249,7 +249,7 @@ class Recorder:
             momentum=optimizer.param_groups[0].get("momentum"),
         )
         beside = [each for each in self._parts.models.values() if each is not model]
-        network = Network(name, model, optimizer, findings, self._schedule, beside)
+        network = Network(name, model, optimizer, findings, self._plan, beside)
         self._parts.networks.add(network)
         return network
 

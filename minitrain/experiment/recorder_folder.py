@@ -12,7 +12,7 @@ from minitrain.experiment.recorder_parts import Parts
 from minitrain.experiment.recorder_state import check_loop
 from minitrain.runs import resume
 from minitrain.runs.checkpoint import Checkpoint
-from minitrain.runs.folder import LOCK, create_folder, entries, occupying
+from minitrain.runs.folder import create_folder, occupying
 from minitrain.runs.saver import Saver
 from minitrain.runs.summary import finished_summary, recording
 from minitrain.system.errors import RunDirectoryError
@@ -82,28 +82,16 @@ def opened(
 def check_folder(folder: Path, may_resume: bool) -> None:
     """Make sure that a loop may begin or go on in a folder.
 
-    It may begin where the folder is new or empty, or where an earlier start ended
-    before its first checkpoint. What is not its own is never touched.
-
     Raises:
         RunDirectoryError: The folder holds a run that may not go on, or something else.
         StorageError: The folder is a file.
     """
-    there = entries(folder)
-    if resume.has_checkpoints(folder / "checkpoints"):
-        if not may_resume:
-            raise RunDirectoryError(
-                f"{folder} holds a run, and resume=False allows none to go on. Nothing "
-                "was changed; give another folder"
-            )
-        return
-    if any(path.name == LOCK for path in there):
-        there = [path for path in there if resume.tells_of_steps(path)]
-    if there:
-        names = ", ".join(sorted(path.name for path in there)[:5])
+    if not resume.has_checkpoints(folder / "checkpoints"):
+        resume.check_free(folder, "give another folder")
+    elif not may_resume:
         raise RunDirectoryError(
-            f"{folder} holds no checkpoint to go on from, and is not free for a new "
-            f"run: it holds {names}. Nothing was changed; give another folder"
+            f"{folder} holds a run, and resume=False allows none to go on. Nothing was "
+            "changed; give another folder"
         )
 
 

@@ -23,7 +23,7 @@ OF_LOSS = (tags.TRAIN_LOSS, tags.VALIDATION_LOSS, tags.TEST_LOSS)
 """What one network among several is not judged by."""
 
 
-class Schedule(NamedTuple):
+class ReadingPlan(NamedTuple):
     """How often a panel reads."""
 
     cadence: Cadence | None
@@ -42,7 +42,7 @@ class Network:
         model: The model.
         optimizer: Updates its parameters, or some of them.
         findings: Takes in what is read of them.
-        schedule: How often the panel reads, or what it may take.
+        plan: How often the panel reads, or what it may take.
         beside: Other models that its loss passes through.
 
     Raises:
@@ -55,7 +55,7 @@ class Network:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         findings: Findings,
-        schedule: Schedule,
+        plan: ReadingPlan,
         beside: Sequence[nn.Module] = (),
     ) -> None:
         check_optimizer(model, optimizer)
@@ -67,7 +67,7 @@ class Network:
         self.reported: set[str] = set()
         """What was reported once: that something is amiss with its steps."""
         self._parameters = Parameters(model, optimizer)
-        self._schedule, self._modules = schedule, [model, *beside]
+        self._plan, self._modules = plan, [model, *beside]
 
     def begin_step(
         self, loss_of: LossOf, num_samples: int, autocast: torch.dtype | None
@@ -77,7 +77,7 @@ class Network:
         At the first one it is measured how often the budget allows readings, which
         leaves no trace, in the gradients of all models either.
         """
-        cadence, budget, unit = self._schedule
+        cadence, budget, unit = self._plan
         if self.num_steps == 0 and cadence is not None:
             self.panel.cadence = cadence
         elif self.num_steps == 0:

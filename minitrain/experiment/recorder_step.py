@@ -18,7 +18,7 @@ from minitrain.runs.scalars import guide_lines
 from minitrain.system.terminal import say
 
 
-class Step:
+class RecordedStep:
     """One step of a network, in whose `with` block the loop's own statements stand.
 
     `Recorder.step` makes it. The block holds the forward pass, the backward pass and

@@ -59,7 +59,7 @@ class State(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class Group(State):
+class OptionsState(State):
     """The options of the optimizer; those that are not settings have their defaults."""
 
     lr: float
@@ -82,7 +82,7 @@ class Buffers(State):
 
 class SGDState(State):
     state: dict[int, Buffers]
-    param_groups: Annotated[list[Group], Field(min_length=1, max_length=2)]
+    param_groups: Annotated[list[OptionsState], Field(min_length=1, max_length=2)]
 
 
 class OptimizerState(State):

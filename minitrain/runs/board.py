@@ -152,7 +152,7 @@ class Board:
         self._write_summary(layout(categories, prefix))
 
     def start_hparams(
-        self, run: str, settings: hparams.Settings, metrics: Sequence[str]
+        self, run: str, settings: hparams.Values, metrics: Sequence[str]
     ) -> None:
         """Open the row of the run in the HParams table.
 

@@ -13,7 +13,7 @@ Status: Any = vars(api_pb2)["Status"]
 HParams: Any = vars(plugin_data_pb2)["HParamsPluginData"]
 SessionEnd: Any = vars(plugin_data_pb2)["SessionEndInfo"]
 
-Settings = Mapping[str, bool | float | str]
+Values = Mapping[str, bool | float | str]
 
 FIRST = {
     "optimizer.lr": "lr",
@@ -27,7 +27,7 @@ FIRST = {
 names."""
 
 
-def columns(settings: Settings, metrics: Sequence[str]) -> Any:
+def columns(settings: Values, metrics: Sequence[str]) -> Any:
     """Return the summary that names the columns: some settings first, then metrics.
 
     TensorBoard sorts the columns by name and ticks five of them. A digit before its
@@ -41,7 +41,7 @@ def columns(settings: Settings, metrics: Sequence[str]) -> Any:
     return summary_v2.hparams_config_pb(names, tags)
 
 
-def row(run: str, settings: Settings) -> Any:
+def row(run: str, settings: Values) -> Any:
     """Return the summary that opens the row of a run."""
     placed = {_placed(key): value for key, value in settings.items()}
     return summary_v2.hparams_pb({**settings, **placed}, trial_id=run)

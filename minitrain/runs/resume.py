@@ -57,31 +57,41 @@ def changes(
 def check_resumable(folder: Path | None) -> None:
     """Make sure that a folder holds a run with checkpoints, or that one may begin.
 
-    It may where the folder is empty, or where a run ended before its first checkpoint:
-    its lock is there, and no sign of a step. What is not the run's own is never
-    touched, and a folder that is not there is a name that was misspelled.
+    A folder that is not there is a name that was misspelled.
 
     Raises:
         StorageError: It is a file.
         RunDirectoryError: It is not there, or holds something else, or a run without
             its checkpoints.
     """
-    there = entries(folder)
     if folder is not None and not os.path.exists(folder):
         raise RunDirectoryError(
             f"there is no folder {folder}, so no run to continue. Nothing was done; "
             "give the folder of a run by --run-dir, or begin one without --resume"
         )
-    if folder is None or has_checkpoints(folder / "checkpoints"):
-        return
+    if folder is not None and not has_checkpoints(folder / "checkpoints"):
+        check_free(folder, "give the folder of the run by --run-dir, or a new one")
+
+
+def check_free(folder: Path, remedy: str) -> None:
+    """Make sure that a run may begin in a folder without checkpoints.
+
+    It may where the folder is empty, or where a run ended before its first checkpoint:
+    its lock is there, and no sign of a step. What is not the run's own is never
+    touched.
+
+    Raises:
+        StorageError: It is a file.
+        RunDirectoryError: It holds something else; the remedy ends the sentence.
+    """
+    there = entries(folder)
     if any(path.name == LOCK for path in there):
-        there = [path for path in there if tells_of_steps(path)]
+        there = [path for path in there if _tells_of_steps(path)]
     if there:
         names = ", ".join(sorted(path.name for path in there)[:5])
         raise RunDirectoryError(
             f"{folder} holds no checkpoint to continue from, and is not free for a new "
-            f"run: it holds {names}. Nothing was changed; give the folder of the run "
-            "by --run-dir, or a new one"
+            f"run: it holds {names}. Nothing was changed; {remedy}"
         )
 
 
@@ -90,7 +100,7 @@ def has_checkpoints(folder: Path) -> bool:
     return bool(checkpoint.find_all(folder)) or any(folder.glob("step-*.corrupt"))
 
 
-def tells_of_steps(path: Path) -> bool:
+def _tells_of_steps(path: Path) -> bool:
     """Whether a file is there only after the first checkpoint of a run."""
     if path.name == "summary.json":
         return (read_summary(path.parent) or {"steps": 0})["steps"] != 0
