@@ -27,6 +27,14 @@ foreach_mul_ = _torch._foreach_mul_
 fused_sgd_ = _torch._fused_sgd_
 
 
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return the buffers of a module by name, to look at and to put others there.
+
+    `named_buffers` leaves out those that have no value yet.
+    """
+    return module._buffers
+
+
 def without_guard(method: Callable[..., Any]) -> Callable[..., Any]:
     """Return a method of torch's Optimizer without the guard for torch.compile.
 

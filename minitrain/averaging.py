@@ -12,7 +12,7 @@ class WeightAverage:
     """The exponential moving average of a model's parameters and buffers.
 
     After every step average <- decay * average + (1 - decay) * theta, from the weights
-    at the start. What is no floating point number, a counter for one, is as it is now.
+    at the start. What is not a floating point number, a counter say, is as it is now.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> _ = model.weight.data.fill_(0.0)
@@ -37,8 +37,13 @@ class WeightAverage:
         if not 0 < decay < 1:
             raise ValueError(f"decay = {decay}: must be between 0 and 1")
         self.decay = decay
-        self._tensors = dict(model.state_dict(keep_vars=True))
+        self._model = model
         self._average = {k: x.detach().clone() for k, x in self._tensors.items()}
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        """The model's own, as they are now: a pass may put another tensor in place."""
+        return self._model.state_dict(keep_vars=True)
 
     @torch.no_grad()
     def update(self) -> None:

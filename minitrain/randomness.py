@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from minitrain._torch import buffers_of
+
 Kept = tuple[Tensor, Any, Any, Tensor | None]
 """States of torch, `random`, numpy and a device, as each has them; None: unknown."""
 
@@ -132,16 +134,35 @@ def _unpack(state: Tensor) -> tuple[list[int], float | None]:
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Put random states, buffers and modes back, whatever happens to them inside."""
     states = RandomStates(device)
-    # A lazy module has buffers without values before it is called.
-    filled = [buffer for buffer in model.buffers() if not is_lazy(buffer)]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in filled]
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with states.replay(states.keep()):
+        with states.replay(states.keep()), buffers_kept(model):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def buffers_kept(*models: nn.Module) -> Iterator[None]:
+    """Put the buffers of models back, whatever happens to them inside.
+
+    A pass may write into a buffer, as BatchNorm's does, or put another tensor there:
+    each is the same tensor again, with the same bits.
+    """
+    modules = [module for model in models for module in model.modules()]
+    places = [(of, name) for of in map(buffers_of, modules) for name in of]
+    kept = [
+        # A lazy module has buffers without values before it is called.
+        (of, name, x, None if x is None or is_lazy(x) else x.detach().clone())
+        for (of, name) in places
+        for x in [of[name]]
+    ]
+    try:
+        yield
+    finally:
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for of, name, buffer, before in kept:
+                if buffer is not None and before is not None:
+                    buffer.copy_(before)
+                of[name] = buffer

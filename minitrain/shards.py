@@ -199,25 +199,24 @@ class Shards:
         if self.num == 1:
             return backward(window), window.num_samples
         params = [p for group in optimizer.param_groups for p in group["params"]]
-        buffers = [*model.buffers()]
-        before = [buffer.detach().clone() for buffer in buffers]
+        before = [buffer.detach().clone() for buffer in model.buffers()]
         nothing = Mean(0, _zero(params[0]), [None] * len(params), before)
         is_only = len(self.own) == 1  # so that nothing overwrites its gradient
 
         def leaf(part: Window) -> Mean:
             optimizer.zero_grad()
-            _copy(before, buffers)
+            _copy(before, model.buffers())
             loss = _exact(backward(part))
             grads = [p.grad for p in params]
             if not is_only:
                 grads = [None if g is None else g.clone() for g in grads]
-            after = [buffer.detach().clone() for buffer in buffers]
+            after = [buffer.detach().clone() for buffer in model.buffers()]
             reading = watch.read_shard(part.num_samples)
             return Mean(part.num_samples, loss, grads, after, reading)
 
         mean = self._reduce(window, leaf, nothing, params)
         watch.note_shards(mean.reading)
-        _copy(mean.buffers, buffers)
+        _copy(mean.buffers, model.buffers())
         for param, grad in zip(params, mean.grads, strict=True):
             if grad is None or param.grad is None:
                 param.grad = grad
@@ -271,6 +270,6 @@ def _zero(like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _copy(values: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
+def _copy(values: Iterable[Tensor], buffers: Iterable[Tensor]) -> None:
     for value, buffer in zip(values, buffers, strict=True):
         buffer.copy_(value)

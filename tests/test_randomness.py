@@ -5,8 +5,9 @@ import random
 import numpy
 import pytest
 import torch
+from harness.networks import Centered
 
-from minitrain.randomness import RandomStates
+from minitrain.randomness import RandomStates, undisturbed
 
 STATES = RandomStates(torch.device("cpu"))
 
@@ -52,3 +53,17 @@ def test_a_replay_draws_the_same_numbers_and_leaves_no_trace() -> None:
         assert draw() == first
         raise KeyError
     assert draw() == expected
+
+
+@pytest.mark.parametrize("num_before", [0, 1])
+def test_a_buffer_that_a_pass_puts_in_place_is_gone_again(num_before: int) -> None:
+    model, inputs = Centered(), torch.ones(2, 5)
+    for _ in range(num_before):
+        model(inputs)
+    mean, num_passes = model.mean, model.num_passes
+    bits = mean.clone()
+    with undisturbed(model, torch.device("cpu")):
+        model(inputs)
+        assert not torch.equal(model.mean, bits) and model.num_passes is not None
+    assert model.mean is mean and torch.equal(mean, bits)
+    assert model.num_passes is num_passes

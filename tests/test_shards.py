@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from harness.networks import Centered
 from harness.processes import in_group
 from torch import Tensor, nn
 
@@ -175,6 +176,21 @@ def test_batch_norm_has_the_mean_of_the_shards_statistics() -> None:
     found = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
     assert torch.allclose(found[0], mean, atol=1e-7)
     assert torch.allclose(found[1], var, atol=1e-6)
+
+
+@pytest.mark.parametrize("num", [1, 2, 4])
+def test_a_buffer_that_is_bound_anew_has_the_mean_of_the_shards(num: int) -> None:
+    """The mean of 0.9 m + 0.1 m_s over shards of equal size is that of the batch."""
+    inputs, targets = samples(24)
+    model, mean = Centered(), torch.zeros(5, dtype=torch.float64)
+    model.num_passes = torch.tensor(0)
+    batches = Batches(inputs, targets, batch_size=8)
+    optimizer, loss_fn = SGD(model.parameters(), lr=0.1), nn.functional.cross_entropy
+    for step in train(model, optimizer, batches, loss_fn, shards=Shards(num)):
+        batch = inputs[8 * step.number - 8 : 8 * step.number].double()
+        mean = 0.9 * mean + 0.1 * batch.mean(0)
+        assert torch.allclose(model.mean.double(), mean, atol=1e-7)
+        assert model.num_passes == step.number
 
 
 def test_a_buffer_that_no_shard_changes_keeps_its_bits() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from minitrain.data_parallel import groups_of, mean_over, synchronization_kept
-from minitrain.randomness import RandomStates
+from minitrain.randomness import RandomStates, buffers_kept
 
 LossOf = Callable[[], Tensor]
 """Computes the mean loss of a batch under the model's present parameters."""
@@ -59,15 +59,12 @@ class BatchLoss:
     @contextmanager
     def untouched(self) -> Iterator[None]:
         """Put random states and buffers back, whatever happens to them inside."""
-        own = (buffer for model in self._models for buffer in model.buffers())
-        buffers = [(b, b.detach().clone()) for b in own]
-        try:
-            with self._random.replay(self._start), synchronization_kept(self._models):
-                yield
-        finally:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+        with (
+            self._random.replay(self._start),
+            buffers_kept(*self._models),
+            synchronization_kept(self._models),
+        ):
+            yield
 
     def loss(self) -> Tensor:
         """Compute the loss with its graph, drawing random numbers as they come."""

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from harness.networks import Centered
 from torch import Tensor, nn
 
 from minitrain.instruments.audit import audit_step, largest_stable_lr
@@ -102,6 +103,16 @@ def test_the_loss_of_a_batch_is_that_of_the_same_pass_and_leaves_no_trace() -> N
     for buffer, before in zip(model.buffers(), buffers, strict=True):
         assert torch.equal(buffer, before)
     assert model(x).square().mean().item() != loss, "without it the mask is another"
+
+
+def test_buffers_that_a_pass_binds_anew_are_as_before() -> None:
+    model, x = Centered(), torch.randn(16, 5)
+    model(x)
+    before = model.mean, model.mean.clone(), model.num_passes
+    batch_loss = BatchLoss(model, lambda: model(x).square().mean())
+    assert batch_loss() == batch_loss()
+    assert model.mean is before[0] and torch.equal(*before[:2])
+    assert model.num_passes is before[2]
 
 
 def test_a_loss_that_fails_leaves_no_trace_either() -> None:
