@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from minitrain.checks import parameters_of
 from minitrain.experiment.recorder_network import Networks
 from minitrain.experiment.state import load_weights
 from minitrain.fingerprint import fingerprint
@@ -56,13 +57,20 @@ class Parts:
         """Make sure that a checkpoint holds what a step changes.
 
         Raises:
-            ValueError: Model or optimizer is not among the parts.
+            ValueError: Model or optimizer is not among the parts, or the optimizer has
+                parameters that no part has.
         """
         kept = {*self.models.parameters()}
         if any(parameter not in kept for parameter in model.parameters()):
             lacking = "model"
         elif not any(optimizer is part for part in self.others.parts.values()):
             lacking = "optimizer"
+        elif any(parameter not in kept for parameter in parameters_of(optimizer)):
+            raise ValueError(
+                "the optimizer of this step updates a parameter that no model among "
+                "the parts of the recorder has, so that a checkpoint would lack it: "
+                "put it into an nn.Module, and that among the parts"
+            )
         else:
             return
         raise ValueError(

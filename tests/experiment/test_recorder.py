@@ -596,6 +596,27 @@ def test_steps_that_a_checkpoint_would_lack_are_refused(tmp_path: Path) -> None:
                 run.step(*given)
 
 
+def test_a_parameter_that_only_the_optimizer_knows_is_refused(tmp_path: Path) -> None:
+    """Such as the temperature of a loss: a run that goes on would begin it anew."""
+    parts, scale, (x, y) = classifier(), nn.Parameter(torch.zeros(())), tensors(8)
+    model = parts["model"]
+    parts["optimizer"] = optimizer = torch.optim.SGD([*model.parameters(), scale])
+
+    def train(folder: Path) -> None:
+        with Recorder(folder, parts, num_steps=2) as run:
+            for _ in run.steps():
+                loss_of = lambda: LOSS(model(x), y) * (-scale).exp() + scale  # noqa: E731
+                with run.step(model, optimizer, loss_of) as step:
+                    step.loss().backward()
+                    optimizer.step()
+
+    with pytest.raises(ValueError, match="updates a parameter that no model"):
+        train(tmp_path / "refused")
+    parts["scale"] = nn.ParameterList([scale])
+    train(tmp_path / "kept")
+    assert scale != 0
+
+
 def test_one_name_is_of_one_network(tmp_path: Path) -> None:
     parts = gan()
     refused = pytest.raises(ValueError, match="name = '': is that of another model")
