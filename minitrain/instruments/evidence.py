@@ -42,6 +42,15 @@ class Evidence:
         """Return the values of a tag so far, those that are numbers."""
         return [x for x in self._series.get(tag, ()) if not math.isnan(x)]
 
+    def losses(self, part: str = "train") -> list[float]:
+        """Return the losses of a part so far, or none where one of them is negative.
+
+        Rules look at ratios of losses. Where 0 is not the least, as of likelihoods of
+        densities, these say nothing.
+        """
+        values = self.values(tags.tag(tags.LOSS, part))
+        return [] if min(values, default=0) < 0 else values
+
     def layers(self, quantity: str, part: str) -> dict[str, list[float]]:
         """Return the values of every layer's weight or bias, in the layers' order."""
         start, end = tags.tag(quantity, ""), "." + part
@@ -73,7 +82,7 @@ class Evidence:
 
         A run that is at its goal before the first third ends is not stuck.
         """
-        losses = self.values(tags.TRAIN_LOSS)
+        losses = self.losses()
         third = len(losses) // 3
         if not self.is_past(0.5) or third < 3:
             return False
@@ -86,7 +95,7 @@ class Evidence:
         Where the loss of guessing is known and lower, it counts in the first one's
         place. Where no loss is known, nobody can say that nothing was learned.
         """
-        losses = self.values(tags.TRAIN_LOSS)
+        losses = self.losses()
         if not losses:
             return True
         start = losses[0] if self.guessing is None else min(losses[0], self.guessing)

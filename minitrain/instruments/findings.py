@@ -82,7 +82,7 @@ class Findings:
         self._evidence = Evidence(
             num_steps=num_steps,
             batch_size=batch_size,
-            guessing=guessing,
+            guessing=guessing if guessing and guessing > 0 else None,
             num_classes=num_classes,
             clip_norm=clip_norm,
             momentum=momentum,

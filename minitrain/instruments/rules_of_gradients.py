@@ -28,7 +28,7 @@ def exploding_gradient(run: Evidence) -> Verdict:
     """The gradient grows on the way back, or is large from the start."""
     clipping = run.setting("clip_norm", "1")
     advice = f"Look at the scale of the initial weights, and try {clipping}."
-    norms, losses = run.values(tags.GLOBAL_GRAD_NORM), run.values(tags.TRAIN_LOSS)
+    norms, losses = run.values(tags.GLOBAL_GRAD_NORM), run.losses()
     if max(run.values(tags.TRUTH_ERROR)[:1], default=0) > 0.5:
         return None  # it is not that of the loss: its size says nothing
     if norms and losses and _is_above_guessing(run):
@@ -50,8 +50,8 @@ def _is_above_guessing(run: Evidence) -> bool:
     Real targets have a scale of their own, which a model finds within some steps: there
     the loss must be above that of guessing still, when a tenth of the run is over.
     """
-    losses = run.values(tags.TRAIN_LOSS)
-    if run.guessing is None:
+    losses = run.losses()
+    if run.guessing is None or not losses:
         return False
     # Where most samples are of one class, a usual start is far above guessing.
     usual = max(run.guessing, math.log(run.num_classes or 1))

@@ -49,9 +49,9 @@ def _power_of_two(value: float) -> int:
 def overfitting(run: Evidence) -> Verdict:
     """The loss on other data rises, and stays so, while that in training is low."""
     part = "validation" if run.values(tags.VALIDATION_LOSS) else "test"
-    tests, losses = run.values(tags.tag(tags.LOSS, part)), run.values(tags.TRAIN_LOSS)
+    tests, losses = run.losses(part), run.losses()
     # A single one may be high in any run: the last three must be.
-    if len(tests) < 3 or min(tests[-3:]) < 1.1 * min(tests):
+    if len(tests) < 3 or not losses or min(tests[-3:]) <= 1.1 * min(tests):
         return None
     train = mean(losses[-max(1, len(losses) // len(tests)) :])
     if train > 0.5 * tests[-1]:
@@ -85,7 +85,7 @@ def labels_without_signal(run: Evidence) -> Verdict:
 
 def _has_come_to_rest(run: Evidence) -> bool:
     """Return whether the loss fell at first, and not in the last half of the run."""
-    losses = run.values(tags.TRAIN_LOSS)
+    losses = run.losses()
     if not run.is_past(0.95) or len(losses) < 12:
         return False
     late = losses[len(losses) // 2 :]
@@ -95,7 +95,7 @@ def _has_come_to_rest(run: Evidence) -> bool:
 
 def flat_plateau(run: Evidence) -> Verdict:
     """The loss does not fall, because there is next to no gradient."""
-    norms, losses = run.values(tags.GLOBAL_GRAD_NORM), run.values(tags.TRAIN_LOSS)
+    norms, losses = run.values(tags.GLOBAL_GRAD_NORM), run.losses()
     if not run.is_stuck() or not norms:
         return None
     norm = statistics.median(norms[-(len(norms) // 3) :])
@@ -110,7 +110,7 @@ def flat_plateau(run: Evidence) -> Verdict:
 
 def steep_plateau(run: Evidence) -> Verdict:
     """The loss does not fall, though there is a gradient to follow."""
-    norms, losses = run.values(tags.GLOBAL_GRAD_NORM), run.values(tags.TRAIN_LOSS)
+    norms, losses = run.values(tags.GLOBAL_GRAD_NORM), run.losses()
     if not run.is_stuck() or not norms:
         return None
     return (

@@ -29,9 +29,9 @@ def samples_in_order(run: Evidence) -> Verdict:
     Steps that are too long raise both. Where the samples come sorted, a step leaves its
     batch with a low loss, and the next ones come with a high one.
     """
-    losses, gains = run.values(tags.TRAIN_LOSS), run.values(tags.AUDIT_DELIVERED)
+    losses, gains = run.losses(), run.values(tags.AUDIT_DELIVERED)
     left = run.values(tags.AUDIT_LOSS)
-    if run.batch_size < 16 or _excess(run) is None:
+    if run.batch_size < 16 or not losses or _excess(run) is None:
         return None  # losses of single samples differ in any order
     usual = losses[0] if run.guessing is None else min(losses[0], run.guessing)
     peak = max(range(len(losses)), key=losses.__getitem__)
@@ -94,7 +94,7 @@ def _memory(run: Evidence) -> float:
 
 def _excess(run: Evidence) -> str | None:
     """Say what shows that the steps are too long, if anything does."""
-    margins, losses = run.values(tags.AUDIT_MARGIN), run.values(tags.TRAIN_LOSS)
+    margins, losses = run.values(tags.AUDIT_MARGIN), run.losses()
     # A little above the limit many a training stays, and learns.
     above = [margin for margin in margins if margin > 1.3]
     if len(above) >= 2:

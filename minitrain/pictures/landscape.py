@@ -8,7 +8,15 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from minitrain.pictures.levels import draw_bands
-from minitrain.pictures.png import BLACK, BLUE, VERMILION, YELLOW, Picture, in_our_style
+from minitrain.pictures.png import (
+    BLACK,
+    BLUE,
+    VERMILION,
+    YELLOW,
+    Picture,
+    in_our_style,
+    use_log_scale,
+)
 
 NUM_LEVELS = 13
 """How many levels bound the bands of color."""
@@ -71,12 +79,23 @@ def levels_of(z: Tensor) -> list[float]:
 
     >>> levels_of(torch.tensor([0.01, 10.0]))[::6]
     [0.01, 0.32, 10.0]
+
+    Where a loss is negative, they are at equal distances:
+
+    >>> levels_of(torch.tensor([-2.0, 10.0]))[::6]
+    [-2.0, 4.0, 10.0]
     """
-    finite = z[z.isfinite() & (z > 0)]
+    finite = z[z.isfinite()]
+    is_signed = bool((finite < 0).any())
+    finite = finite if is_signed else finite[finite > 0]
     if not len(finite):
         return [0.0, 0.5, 1.0]
     low, high = finite.min().item(), finite.max().item()
-    exact = torch.logspace(math.log10(low), math.log10(high), NUM_LEVELS).tolist()
+    if is_signed:
+        exact = torch.linspace(low, high, NUM_LEVELS, dtype=torch.float64).tolist()
+    else:
+        ends = math.log10(low), math.log10(high)
+        exact = torch.logspace(*ends, NUM_LEVELS).tolist()
     for digits in range(2, 16):  # as few as keep them apart
         levels = sorted({float(f"{level:.{digits}g}") for level in exact})
         if len(levels) == NUM_LEVELS:
@@ -90,7 +109,7 @@ def _draw_line(
     axes.plot(*line, color=BLUE, label="straight line")
     if path is not None and len(path[0]):
         axes.plot(*path, "o", color=VERMILION, label="checkpoints", zorder=4)
-    axes.set_yscale("log")
+    use_log_scale(axes)
     axes.set_ylabel("$L$", rotation=0)
     axes.set_xticks([0, 0.5, 1], ["initial\nweights", "halfway", "trained\nweights"])
     axes.grid(alpha=0.3)

@@ -2,7 +2,9 @@
 
 import io
 
+import torch
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # The colors of Okabe and Ito, which the color-blind can tell apart as well.
@@ -28,6 +30,13 @@ STYLE = {
 in_our_style = style.context(["default", STYLE])
 """Decorates what draws: a picture looks the same whatever style its user has set. It
 is dark on white, and brings the white along, so that a dark page can show it too."""
+
+
+def use_log_scale(axes: Axes) -> None:
+    """Show values by their logarithms, unless a curve has negative ones."""
+    lines = (torch.as_tensor(line.get_ydata()) for line in axes.lines)
+    if not any((values < 0).any() for values in lines):
+        axes.set_yscale("log")
 
 
 class Picture(Figure):

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from minitrain.pictures.png import SERIES, Picture, in_our_style
+from minitrain import tags
+from minitrain.pictures.png import SERIES, Picture, in_our_style, use_log_scale
 
 Curve = tuple[Any, Any]
 """Steps, and the value at each: two sequences or arrays."""
@@ -14,7 +15,9 @@ Curve = tuple[Any, Any]
 
 @in_our_style
 def draw_runs(runs: Mapping[str, Mapping[str, Curve]]) -> Picture:
-    """Draw loss, gradient norm and accuracy over the steps, for all runs together.
+    """Draw loss, gradient norm and a test over the steps, for all runs together.
+
+    The test is the accuracy, or the loss where none of the runs has an accuracy.
 
     Noisy curves are drawn faintly, with their running mean over a fiftieth of the run
     on top.
@@ -27,10 +30,13 @@ def draw_runs(runs: Mapping[str, Mapping[str, Curve]]) -> Picture:
     """
     figure = Picture(figsize=(11, 3.8), layout="constrained")
     panels = {
-        "loss/train": "training loss of a batch",
-        "grad_norm/global": "|grad L|",
-        "accuracy/test": "test accuracy",
+        tags.TRAIN_LOSS: "training loss of a batch",
+        tags.GLOBAL_GRAD_NORM: "|grad L|",
+        tags.TEST_ACCURACY: "test accuracy",
     }
+    if not any(tags.TEST_ACCURACY in curves for curves in runs.values()):
+        del panels[tags.TEST_ACCURACY]
+        panels[tags.TEST_LOSS] = "test loss"
     for axes, (tag, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for color, (name, curves) in zip(
             itertools.cycle(SERIES), runs.items(), strict=False
@@ -44,8 +50,8 @@ def draw_runs(runs: Mapping[str, Mapping[str, Curve]]) -> Picture:
                 values = _running_mean(values, len(values) // 50)
             axes.plot(steps, values, ".-"[noisy:], color=color, label=name)
         axes.set(title=title, xlabel="step")
-        if tag != "accuracy/test":
-            axes.set_yscale("log")
+        if tag != tags.TEST_ACCURACY:
+            use_log_scale(axes)
         axes.grid(alpha=0.3)
     lines = [line for axes in figure.axes for line in axes.lines]
     named = {str(line.get_label()): line for line in lines}

@@ -60,6 +60,21 @@ def kinds_of(changes: dict[str, Any], **options: Any) -> list[str]:
     return [finding.kind for finding in kinds]
 
 
+@pytest.mark.parametrize("start", [0.5, -1.6])
+@pytest.mark.parametrize("guessing", [math.log(10), 0.0, -0.7, None])
+def test_losses_that_fall_below_zero_are_not_judged_by_ratios(start, guessing) -> None:
+    """As the likelihood of a density does: 1.5 times -2 is not above -2."""
+    falling = {"loss/train": lambda step: start - 0.12 * step}
+    assert kinds_of(falling, guessing=guessing, num_classes=None) == []
+    assert kinds_of({**falling, "loss/test": lambda step: start - 0.1 * step}) == []
+
+
+def test_a_loss_of_exactly_zero_has_not_risen() -> None:
+    """Of a hinge loss, say, which every sample is beyond."""
+    rest = {"loss/train": lambda step: max(0.0, 2.3 - step), "loss/test": 0.0}
+    assert "overfitting" not in kinds_of(rest)
+
+
 def test_a_healthy_run_gives_no_finding() -> None:
     assert kinds_of({}) == []
     assert kinds_of({"clip/fraction": 0.8}, clip_norm=1.0) == []

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from harness.pictures import assert_is_a_picture
 from numpy.testing import assert_allclose
+from pytest import approx
 
 from minitrain.pictures.landscape import draw_landscape, levels_of
 from minitrain.pictures.png import png
@@ -52,3 +53,14 @@ def test_what_is_flat_zero_or_not_finite_is_drawn_too() -> None:
         figure = draw_landscape(X, losses.double())
         assert figure.axes[0].collections and png(figure)
     assert levels_of(spoiled) == levels_of(spoiled.nan_to_num(posinf=1.0, nan=1.0))
+
+
+def test_a_landscape_below_zero_has_levels_at_equal_distances() -> None:
+    below = bowl() - 3
+    levels = levels_of(below)
+    assert levels[0] == approx(-2.99, abs=0.02) and levels[-1] == approx(2.0, abs=0.02)
+    assert_allclose(np.diff(levels), 5 / 12, rtol=0.15)  # they are rounded
+    line = X, below[10]
+    figure = draw_landscape(X, below, line, (X[10:11], below[10][10:11]))
+    _, under = figure.axes
+    assert under.get_yscale() == "linear" and under.get_ylim()[0] < -2.99

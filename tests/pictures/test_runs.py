@@ -25,3 +25,15 @@ def test_each_run_has_its_curves_and_noisy_ones_their_mean() -> None:
     assert not gradient.lines and len(accuracy.lines) == 1
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+
+
+def test_negative_losses_are_drawn_on_an_even_scale() -> None:
+    """As the likelihood of a density may be; such a run has no accuracy, either."""
+    curves = {"grad_norm/global": ([1, 2], [3.0, 0.0])}
+    curves |= {"loss/train": ([1, 2], [2.0, -3.0]), "loss/test": ([2], [-2.5])}
+    figure = runs.draw_runs({"a": curves})
+    loss, gradient, test = figure.axes
+    assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log", "linear"]
+    assert loss.get_ylim()[0] < -3 and loss.get_ylim()[1] > 2 and gradient.lines
+    assert_allclose(np.asarray(test.lines[0].get_ydata()), [-2.5])
+    assert test.get_title() == "test loss"
