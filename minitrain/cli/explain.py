@@ -111,7 +111,7 @@ def explain_run(asked: Explain, folder: Path) -> int:
     if seen.changed:
         print(f"Settings changed since then: {'; '.join(seen.changed)}.")
     print()
-    agrees = show(seen.rule, seen.held, arithmetic.FLOAT32, "theta")
+    agrees = show(seen.rule, seen.held, seen.form, "theta")
     if seen.equal is not None:
         print(
             f"\nAll parameters and momentum buffers after step {asked.step} "

@@ -193,12 +193,25 @@ class Journal:
         if run.panel is not None:
             readings[tags.PANEL_COST] = run.panel.seconds / self.summary.train_seconds
         if run.config.instruments.sharpness:
-            inputs, targets = move(run.batches.first(512), run.device)
+            readings |= self._read_sharpness()
+        return readings
+
+    def _read_sharpness(self) -> dict[str, float]:
+        run, withheld = self.run, self.summary.withheld
+        if tags.LARGEST_EIGENVALUE in withheld:
+            return {}
+        inputs, targets = move(run.batches.first(512), run.device)
+        try:
             with evaluating(run.model):
                 value = sharpness(run.model, inputs, targets, run.loss_fn)
-            readings[tags.LARGEST_EIGENVALUE] = value
-            readings[tags.STABLE_EIGENVALUE] = 2 / run.optimizer.param_groups[0]["lr"]
-        return readings
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = f"the loss has no second derivative: {str(error).splitlines()[0]}"
+            tell_withheld(self.summary, {tags.LARGEST_EIGENVALUE: reason})
+            return {}
+        lr = run.optimizer.param_groups[0]["lr"]
+        return {tags.LARGEST_EIGENVALUE: value, tags.STABLE_EIGENVALUE: 2 / lr}
 
     def _draw_histograms(self, step: int) -> None:
         """Show how large the elements of each parameter's gradient are, as log2 |g|."""

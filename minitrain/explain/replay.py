@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from minitrain.experiment.again import read_settings, settings_at
@@ -15,6 +16,7 @@ from minitrain.experiment.build import build
 from minitrain.experiment.definition import Definition, definition_of
 from minitrain.experiment.parts import Run
 from minitrain.experiment.state import check_state, check_summary
+from minitrain.explain.arithmetic import FLOAT32, FLOAT64, Format
 from minitrain.explain.look import look
 from minitrain.explain.worked import Held
 from minitrain.fingerprint import fingerprint
@@ -24,12 +26,12 @@ from minitrain.runs import checkpoint
 from minitrain.runs.checkpoint import Checkpoint, DamagedError, UnreadableError
 from minitrain.runs.summary import read_summary
 from minitrain.shards import Shards
-from minitrain.system.errors import (
-    SettingsError,
-    did_you_mean,
-)
+from minitrain.system.errors import SettingsError, did_you_mean
 from minitrain.system.terminal import warn
 from minitrain.training import Step
+
+FORMATS = {torch.float32: FLOAT32, torch.float64: FLOAT64}
+"""Those in which every operation of the rule is rounded once, as the lines have it."""
 
 
 class Replay(NamedTuple):
@@ -37,6 +39,8 @@ class Replay(NamedTuple):
 
     rule: Rule
     held: Held
+    form: Format
+    """The format of these numbers."""
     num_steps: int
     """Steps of the whole run."""
     start: int | None
@@ -134,7 +138,8 @@ def replay(
         own = fingerprint(parts.model.state_dict(), parts.optimizer.state_dict())
         equal = own == fingerprint(same.state["model"], same.state["optimizer"])
     origin = None if start is None else start.step
-    return Replay(rule, held, parts.num_steps, origin, changed, equal)
+    form = FORMATS[weight.parameter.dtype]
+    return Replay(rule, held, form, parts.num_steps, origin, changed, equal)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +250,11 @@ def find_weight(parts: Run, parameter: str | None, index: tuple[int, ...]) -> We
         raise SettingsError(
             f"index = {index}: {parameter} has the shape {shape}, so its index is "
             f"{len(shape)} numbers: {ranges}"
+        )
+    if found.dtype not in FORMATS:
+        raise SettingsError(
+            f"parameter = {parameter}: is of {found.dtype}, and the lines are worked "
+            f"out in {' and '.join(map(str, FORMATS))}"
         )
     group, theta, place = named[parameter]
     return Weight(group, theta, found, place, index)

@@ -40,8 +40,9 @@ def loss_of_guessing(
         return None
     # Samples at equal distances stand for all, also where they are sorted.
     targets = targets[:: max(1, len(targets) // NUM_TARGETS)]
+    numbers = targets.long() if targets.dtype == torch.bool else targets
     losses = []
-    for constant in _constants(outputs, targets):
+    for constant in _constants(outputs, numbers):
         try:
             loss = loss_fn(constant, targets)
             losses.append(float(loss))

@@ -132,7 +132,7 @@ def _check_repeated(rows: Tensor, y: Tensor | None, num_in_all: int) -> Told | N
 
 def _check_balance(labels: Tensor) -> Told | None:
     """Tell where one class has more than the mean of an even share and all."""
-    counts = torch.bincount(labels[labels >= 0])
+    counts = torch.bincount(labels[labels >= 0].long())
     num_classes, share = int((counts > 0).sum()), (counts.max() / counts.sum()).item()
     if num_classes < 2 or share < (1 + 1 / num_classes) / 2:
         return None

@@ -7,21 +7,24 @@ the edge of stability, 2021.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minitrain.gradients import ScalarFunction
 from minitrain.hessians import hessian
+from minitrain.samples import Samples
 from minitrain.sharded import are_sharded
 
 
 def sharpness(
     model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    inputs: Samples,
+    targets: Samples,
+    loss_fn: Callable[[Any, Any], Tensor],
     *,
     num_iterations: int = 12,
 ) -> float:
@@ -56,13 +59,14 @@ def sharpness(
         )
     theta = torch.cat([p.reshape(-1) for p in trainable.values()])
     sizes = [p.numel() for p in trainable.values()]
+    devices = [theta.device] if theta.is_cuda else []
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    devices = [inputs.device] if inputs.is_cuda else []
 
     def loss(theta: Tensor) -> Tensor:
         triples = zip(trainable.items(), theta.split(sizes), strict=True)
         state = {name: part.view(p.shape) for (name, p), part in triples}
-        with torch.random.fork_rng(devices):
+        # Of scaled dot product attention one kernel alone has a second derivative.
+        with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH):
             torch.manual_seed(0)
             return loss_fn(functional_call(model, state | buffers, (inputs,)), targets)
 

@@ -198,6 +198,63 @@ def test_modules_of_the_folder_belong_to_the_source(file) -> None:
     assert load_file(path).model()[0].out_features == 9, "imported anew"
 
 
+def test_explain_works_in_the_dtype_of_the_weights(file, capsys) -> None:
+    double = POINTS.replace("x[50:]", "x[50:].double()").replace(
+        "x[:50]", "x[:50].double()"
+    )
+    double = double.replace("nn.Linear(width, 2))", "nn.Linear(width, 2)).double()")
+    train(file(double), "--run-dir", "double")
+    weight = ["--step", "5", "--parameter", "0.weight", "--index", "3", "1"]
+    assert exit_code_of("explain", "double", *weight, "--trust-code") == 0
+    assert "[0 ulp off]" in capsys.readouterr().out
+    train(file(double.replace("double()", "bfloat16()")), "--run-dir", "half")
+    assert exit_code_of("explain", "half", *weight, "--trust-code") == 2
+    expected = "is of torch.bfloat16, and the lines are worked out in torch.float32"
+    assert expected in capsys.readouterr().err
+
+
+ONCE = """
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        if torch.is_grad_enabled():
+            raise RuntimeError("it is differentiated once")
+        return 2 * grad
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return Once.apply(x)
+"""
+
+
+def test_what_has_no_second_derivative_has_no_sharpness(file, capsys) -> None:
+    """The run goes on, and says once why."""
+    once = POINTS.replace("nn.Tanh()", "Doubled(), nn.Tanh()") + ONCE
+    summary = train(file(once), "--instruments.sharpness")
+    assert summary.status == "finished"
+    text = "no readings of sharpness/largest_eigenvalue: the loss has no second"
+    assert capsys.readouterr().out.count(text) == 1
+
+
+def test_targets_may_be_true_or_false(file) -> None:
+    same = POINTS.replace("(width, 2))", "(width, 1))") + LOGITS
+    expected = train(file(same)).fingerprint
+    path = file(same.replace("< 1.2).long()", "< 1.2)"), "bools.py")
+    assert train(path).fingerprint == expected
+
+
+LOGITS = """
+def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    to_float = targets.float()
+    return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], to_float)
+"""
+
+
 def test_explain_agrees_for_an_own_experiment(file, capsys) -> None:
     train(file(), "--run-dir", "run", "--optimizer.decay", "matrices")
     for name, index in (("0.weight", ["3", "1"]), ("0.bias", ["3"])):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
     cross_entropy,
@@ -82,3 +82,14 @@ def test_where_the_loss_takes_no_such_outputs_there_is_none() -> None:
     assert loss_of_guessing(cross_entropy, torch.zeros(2, 3), {"y": LABELS}) is None
     assert loss_of_guessing(ctc, torch.zeros(2, 3), LABELS) is None
     assert loss_of_guessing(cross_entropy, torch.zeros(2, 3), torch.tensor(0)) is None
+
+
+def test_targets_that_are_true_or_false_are_numbers() -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return binary_cross_entropy_with_logits(outputs[:, 0], targets.float())
+
+    entropy = -(0.2 * math.log(0.2) + 0.8 * math.log(0.8))
+    targets = torch.arange(10) < 2
+    found = loss_of_guessing(loss, torch.zeros(1, 1), targets)
+    assert found == pytest.approx(entropy, rel=1e-6)
+    assert loss_of_guessing(loss, torch.zeros(1, 1), targets & False) is not None

@@ -1,6 +1,7 @@
 """The largest eigenvalue against the whole Hessian, and what must stay untouched."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def seed() -> None:
 
 
 def exact(
-    model: nn.Module, x: Tensor, y: Tensor, loss_fn: Callable[[Tensor, Tensor], Tensor]
+    model: nn.Module, x: Any, y: Tensor, loss_fn: Callable[[Tensor, Tensor], Tensor]
 ) -> float:
     """From all second derivatives."""
     trainable = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
@@ -137,3 +138,31 @@ def test_errors() -> None:
         sharpness(frozen, torch.ones(1, 2), torch.ones(1, 2), F.mse_loss)
     with pytest.raises(ValueError, match="num_iterations = 0"):
         largest_eigenvalue(lambda p: (p**2).sum(), torch.ones(2), num_iterations=0)
+
+
+class Attention(nn.Module):
+    """Scaled dot product attention over three places, of inputs in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.head = nn.Linear(4, 12), nn.Linear(4, 2)
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        query, key, value = self.linear(inputs["x"]).chunk(3, dim=-1)
+        return self.head(F.scaled_dot_product_attention(query, key, value).mean(1))
+
+
+def test_attention_and_nested_inputs_have_a_sharpness() -> None:
+    """Of the kernels of attention one alone can be differentiated twice."""
+    model = Attention().double()
+    inputs = {"x": torch.randn(9, 3, 4, dtype=torch.float64)}
+    y = torch.randint(2, (9,))
+    value = sharpness(model, inputs, y, F.cross_entropy, num_iterations=70)
+
+    def by_formula(inputs: dict[str, Tensor]) -> Tensor:
+        query, key, value = model.linear(inputs["x"]).chunk(3, dim=-1)
+        weights = (query @ key.transpose(1, 2) / 2).softmax(dim=-1)
+        return model.head((weights @ value).mean(1))
+
+    model.forward = by_formula
+    assert value == pytest.approx(exact(model, inputs, y, F.cross_entropy), rel=1e-9)
