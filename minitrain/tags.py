@@ -26,7 +26,7 @@ GRAD_NORM = "grad_norm"
 UPDATE_NORM = "update_norm"
 """|u|"""
 UPDATE_RATIO = "update_ratio"
-"""|u| / |theta|"""
+"""|u| / |theta|; of the whole without frozen parameters."""
 ZERO_SHARE = "zero_share"
 """The share of the elements of g that are exactly 0; of each parameter alone."""
 

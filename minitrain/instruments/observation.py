@@ -1,6 +1,6 @@
 """What is seen of a step: plain data, from which the readings are computed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -84,12 +84,11 @@ class Parameters:
 
     def names(self) -> list[str]:
         """Return the name of every parameter; one unknown to the model is `?`."""
-        names = []
-        for tensor in self._tensors():
-            is_vector = type(tensor) is Theta
-            each = tensor.vector.parameters if is_vector else [tensor]
-            names += [self._names.get(parameter, "?") for parameter in each]
-        return names
+        return [self._names.get(parameter, "?") for parameter in self._parameters()]
+
+    def are_trained(self) -> list[bool]:
+        """Return of every parameter whether it is not frozen."""
+        return [parameter.requires_grad for parameter in self._parameters()]
 
     def split(self, vector: Vector) -> list[Tensor]:
         """Return the part of every parameter in a vector of their shapes."""
@@ -98,6 +97,10 @@ class Parameters:
             is_vector = type(tensor) is Theta
             parts += tensor.vector.split(value) if is_vector else [value]
         return parts
+
+    def _parameters(self) -> Iterator[Tensor]:
+        for tensor in self._tensors():
+            yield from tensor.vector.parameters if type(tensor) is Theta else [tensor]
 
     def _tensors(self) -> list[Tensor]:
         groups = self._optimizer.param_groups

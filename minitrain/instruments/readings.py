@@ -137,10 +137,10 @@ def read_look(
     used = decayed_gradient(gradient, before, decay)
     lr = [float(group["lr"]) for group in options]
     update_norms, theta_norms = norms(split(update)), norms(split(before))
-    distance = path.distance(step.after)
+    distance, trained = path.distance(step.after), step.parameters.are_trained()
     readings = {
         tags.GLOBAL_UPDATE_NORM: update.norm,
-        tags.GLOBAL_UPDATE_RATIO: update.norm / norm(theta_norms),
+        tags.GLOBAL_UPDATE_RATIO: update.norm / norm(theta_norms[trained]),
         tags.DESCENT_COSINE: -cosine(update, gradient),
         tags.DISTANCE: distance,
         tags.EFFICIENCY: distance / path.length,
@@ -160,6 +160,9 @@ def read_look(
     }.items():
         each = map(tags.tag, repeat(quantity), names)
         readings.update(zip(each, values.unbind(), strict=True))
+    for name, is_trained in zip(names, trained, strict=True):
+        if not is_trained:  # it has no gradient to count zeros in
+            readings.pop(tags.tag(tags.ZERO_SHARE, name), None)
     # All numbers are read from the device at once.
     numbers = torch.stack([*readings.values()]).tolist()
     fraction = {tags.CLIP_FRACTION: clipping.fraction} if clipping.num_steps else {}

@@ -7,6 +7,7 @@ g . v claims to be its derivative at 0: `finite_difference_gradient` measures th
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import compress
 from typing import NamedTuple
 
 import torch
@@ -147,16 +148,10 @@ def check_slopes(
     Returns:
         The slopes, by the names of the parameters and `tags.WHOLE`.
     """
-    theta, generator = step.parameters.theta(), torch.Generator().manual_seed(0)
-    loss, split = loss_of(), step.parameters.split
+    loss, generator = loss_of(), torch.Generator().manual_seed(0)
     resolution = loss_of.resolution(step.loss, first_loss)
-    blocks = {tags.WHOLE: (theta, step.gradient)}
-    for name, p, g in zip(
-        step.parameters.names(), split(theta), split(step.gradient), strict=True
-    ):
-        blocks[name] = Vector([p]), Vector([g])
     slopes = {}
-    for name, (point, grads) in blocks.items():
+    for name, (point, grads) in _find_blocks(step).items():
         steepness, scale = grads.norm.item(), 1.0
         if steepness > 0:
             direction = Vector(g / steepness for g in grads)
@@ -176,6 +171,22 @@ def check_slopes(
             h=2 * scale * torch.finfo(point[0].dtype).eps ** (1 / 3),
         )
     return slopes
+
+
+def _find_blocks(step: Observation) -> dict[str, tuple[Vector, Vector]]:
+    """Return theta and gradient, of the whole and of each parameter, by their names.
+
+    Frozen parameters are left out: their gradient of zero does not claim a flat loss.
+    """
+    parameters, theta = step.parameters, step.parameters.theta()
+    names, trained = parameters.names(), parameters.are_trained()
+    points, grads = map(parameters.split, (theta, step.gradient))
+    whole = theta, step.gradient
+    if not all(trained):
+        whole = Vector(compress(points, trained)), Vector(compress(grads, trained))
+    parts = [(Vector([p]), Vector([g])) for p, g in zip(points, grads, strict=True)]
+    each = compress(zip(names, parts, strict=True), trained)
+    return {tags.WHOLE: whole, **dict(each)} if any(trained) else {}
 
 
 def _draw_direction(theta: Vector, generator: torch.Generator) -> Vector:

@@ -19,6 +19,7 @@ from minitrain.fingerprint import fingerprint
 from minitrain.gradients import directional_derivative
 from minitrain.hessians import hessian_vector_product
 from minitrain.instruments.cadence import Cadence
+from minitrain.instruments.findings import Finding, Findings
 from minitrain.instruments.panel import Panel
 from minitrain.instruments.watch import Watch
 from minitrain.runs.board import Board
@@ -714,3 +715,47 @@ def test_what_rests_on_the_rule_of_sgd_is_withheld_of_others(
     assert panel.withheld == (dict.fromkeys(OF_SGD, reason) if reason else {})
     cadence = panel.fit(point, 1, budget=0.02)
     assert cadence.look and cadence.audit, "which are read all the same"
+
+
+def test_frozen_parameters_in_the_optimizer_change_no_reading_and_no_finding() -> None:
+    """It updates the others alone: all is as where these are all that it has."""
+
+    def train_some(of_all: bool) -> tuple[dict[str, float], list[Finding]]:
+        model, (x, y) = mlp(nn.Tanh), next(iter(data().epoch(1)))
+        frozen = model[0].requires_grad_(False)
+        optimizer = SGD((model if of_all else model[2]).parameters(), lr=0.1)
+        panel = Panel(model, optimizer, EVERYTHING)
+        findings = Findings(num_steps=3, batch_size=16)
+        for number in (1, 2, 3):
+            with panel.watch(number, lambda: LOSS(model(x), y), num_samples=16) as step:
+                optimizer.zero_grad()
+                LOSS(model(x), y).backward()
+                optimizer.step()
+            assert panel.slopes.keys() == {"global", "2.weight", "2.bias"}
+            findings.check_slopes(number, panel.slopes)
+            findings.note(number, step.readings)
+        assert all(p.grad is None for p in frozen.parameters())
+        return dict(step.readings), findings.found
+
+    (readings, found), (expected, nothing) = map(train_some, (True, False))
+    assert found == nothing == []
+    assert {tag: readings[tag] for tag in expected} == pytest.approx(expected, rel=1e-6)
+    others = {tag: x for tag, x in readings.items() if tag not in expected}
+    still = itertools.product(("update_norm", "update_ratio"), ("weight", "bias"))
+    assert others == {f"{quantity}/0.{part}": 0 for quantity, part in still}
+
+
+def test_a_loss_that_only_frozen_parameters_move_is_no_fault() -> None:
+    """The others have a gradient of zero with reason."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    model[0].requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    panel = Panel(model, optimizer, EVERYTHING._replace(noise=0))
+
+    def loss() -> Tensor:
+        return model[0](torch.ones(3)).square().sum() + 0 * model(torch.ones(3)).sum()
+
+    with panel.watch(1, loss):
+        loss().backward()
+        optimizer.step()
+    assert not any(slope.is_wrong for slope in panel.slopes.values())
