@@ -1,6 +1,6 @@
 """What is seen of a step: plain data, from which the readings are computed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,6 +24,20 @@ OF_SGD_ALONE = (
     tags.AUDIT_MARGIN,
 )
 """The tags of what SGD's rule defines: steps of others have no such readings."""
+
+COUPLED = (
+    SGD,
+    torch.optim.SGD,
+    torch.optim.ASGD,
+    torch.optim.Adadelta,
+    torch.optim.Adagrad,
+    torch.optim.Adam,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+)
+"""Optimizers that add weight decay to the gradient, unless a flag decouples it."""
 
 
 class Vector(list[Tensor]):
@@ -70,6 +84,29 @@ class Parameters:
         groups = self._optimizer.param_groups
         return [group for group in groups for _ in group["params"]]
 
+    def coupled_decay(self) -> list[float]:
+        """Return by how much of each tensor an update moves its gradient.
+
+        0 where weight decay acts apart from the gradient, as that of AdamW does, or is
+        not known to be a part of it, and where no gradient came: an optimizer passes
+        over such a tensor.
+        """
+        if self.decay_obstacle():
+            return [0.0 for _ in self._tensors()]
+        pairs = zip(self._tensors(), self.options(), strict=True)
+        return [0.0 if p.grad is None else _coupled(group) for p, group in pairs]
+
+    def decay_obstacle(self) -> str:
+        """Return why nobody knows how weight decay turns the gradient, if so."""
+        if not any(map(_coupled, self._optimizer.param_groups)):
+            return ""
+        if not isinstance(self._optimizer, COUPLED):
+            name = type(self._optimizer).__name__
+            return f"{name} is not known to add weight decay to the gradient"
+        if any(group.get("maximize") for group in self._optimizer.param_groups):
+            return "the optimizer maximizes"
+        return ""
+
     def departure_from_sgd(self) -> str:
         """Return why updates are not steps of SGD downhill; empty where they are.
 
@@ -107,6 +144,12 @@ class Parameters:
         return [tensor for group in groups for tensor in group["params"]]
 
 
+def _coupled(group: Mapping[str, Any]) -> float:
+    """Return the weight decay of a group of parameters that no flag decouples."""
+    is_apart = group.get("decoupled_weight_decay", False)
+    return 0.0 if is_apart else float(group.get("weight_decay", 0))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Observation:
     """One step: what the loop tells of it, and the vectors before and after it."""
@@ -121,6 +164,8 @@ class Observation:
     """What clipping multiplied the gradient by; None where the loop does not clip."""
     gradient: Vector
     """After clipping."""
+    weight_decay: Sequence[float] = ()
+    """How much of each tensor of theta the update adds to the gradient."""
     noise: NoiseEstimate | None = None
     """What the gradients of the single samples tell; None where it is not known."""
     before: Vector = field(default_factory=Vector)

@@ -19,6 +19,8 @@ def find_obstacles(model: nn.Module, parameters: Parameters) -> dict[str, str]:
     found = {}
     if departure := parameters.departure_from_sgd():
         found |= dict.fromkeys(OF_SGD_ALONE, departure)
+    if obstacle := parameters.decay_obstacle():
+        found[tags.DECAY_SHARE] = obstacle
     if sharded := [n for n, p in model.named_parameters() if are_sharded([p])]:
         reason = (
             f"{sharded[0]} is a DTensor, of which each process holds a part, and the "

@@ -239,6 +239,7 @@ class Panel:
                 num_samples=num_samples,
                 clip_factor=clip_factor,
                 gradient=gradient.copy() if plan.keeps_vectors else gradient,
+                weight_decay=parameters.coupled_decay(),
                 before=parameters.theta().copy() if plan.compares else Vector(),
             )
             if "noise" in plan.due and num_samples != 1:  # one sample shows no noise

@@ -3,9 +3,8 @@
 `read_look` takes all of them; `tags` says what each is called.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import repeat
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,12 +113,6 @@ def log2_counts(tensor: Tensor) -> Tensor:
     return torch.bincount(exponents.flatten().long() + 48, minlength=64)
 
 
-def _coupled_decay(group: Mapping[str, Any]) -> float:
-    """Return the weight decay that is a part of the gradient: that of AdamW is none."""
-    is_apart = group.get("decoupled_weight_decay", False)
-    return 0.0 if is_apart else float(group.get("weight_decay", 0))
-
-
 def read_look(
     step: Observation, path: Path, clipping: Clipping, previous: Vector | None
 ) -> Readings:
@@ -132,10 +125,9 @@ def read_look(
         previous: The gradient of the step before, if it was kept.
     """
     gradient, before, update = step.gradient, step.before, step.update
-    options, split = step.parameters.options(), step.parameters.split
-    decay = [_coupled_decay(group) for group in options]
+    decay, split = step.weight_decay, step.parameters.split
     used = decayed_gradient(gradient, before, decay)
-    lr = [float(group["lr"]) for group in options]
+    lr = [float(group["lr"]) for group in step.parameters.options()]
     update_norms, theta_norms = norms(split(update)), norms(split(before))
     distance, trained = path.distance(step.after), step.parameters.are_trained()
     readings = {

@@ -1,6 +1,7 @@
 """The panel's readings against their definitions, and that it changes nothing."""
 
 import functools
+import inspect
 import io
 import itertools
 import math
@@ -759,3 +760,59 @@ def test_a_loss_that_only_frozen_parameters_move_is_no_fault() -> None:
         loss().backward()
         optimizer.step()
     assert not any(slope.is_wrong for slope in panel.slopes.values())
+
+
+WITH_DECAY = [
+    kind
+    for kind in vars(torch.optim).values()
+    if isinstance(kind, type) and "weight_decay" in inspect.signature(kind).parameters
+]
+
+
+@pytest.mark.parametrize("kind", [SGD, *WITH_DECAY])
+def test_the_share_of_weight_decay_is_read_where_it_is_a_part_of_the_gradient(
+    kind: Callable[..., torch.optim.Optimizer],
+) -> None:
+    """There a step with it is one without it, of a gradient that has that part."""
+    start = torch.tensor([[3.0, -1.0], [2.0, 5.0]], dtype=torch.float64)
+    slope = torch.tensor([[1.0, 2.0], [-3.0, 0.5]], dtype=torch.float64)
+    ends, whole = [], slope + 0.3 * start
+    for each, decay in ((slope, 0.3), (whole, 0.0)):
+        point = Point(lambda p, each=each: (each * p).sum())
+        point.theta = nn.Parameter(start.clone())
+        optimizer = kind(point.parameters(), lr=0.1, weight_decay=decay)
+        panel = Panel(point, optimizer, EVERYTHING._replace(noise=0))
+        with panel.watch(1, point) as watch:
+            point().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append((point.theta.detach(), watch.readings, panel.withheld))
+    (decayed, readings, withheld), (expected, *_) = ends
+    if torch.allclose(decayed, expected, rtol=1e-12):
+        share = 0.3 * start.norm().item() / whole.norm().item()
+        assert readings["weight_decay/share"] == pytest.approx(share, rel=1e-12)
+    else:
+        assert "weight_decay/share" not in readings
+        reason = "is not known to add weight decay to the gradient"
+        is_said = reason in withheld.get("weight_decay/share", "")
+        assert is_said != ("decoupled_weight_decay" in optimizer.defaults)
+
+
+def test_weight_decay_of_what_has_no_gradient_does_not_count() -> None:
+    """An optimizer passes over it; and where it maximizes, no share is given."""
+    for maximize in (False, True):
+        point = Point(lambda p: (p**2).sum(), 3.0, 4.0)
+        point.unused = nn.Parameter(torch.full((2,), 1e6, dtype=torch.float64))
+        options = {"lr": 0.1, "weight_decay": 0.5, "maximize": maximize}
+        optimizer = SGD(point.parameters(), **options)
+        panel = Panel(point, optimizer, EVERYTHING._replace(noise=0))
+        with panel.watch(1, point) as watch:
+            point().backward()
+            optimizer.step()
+        assert torch.equal(point.unused, torch.full_like(point.unused, 1e6))
+        if maximize:
+            assert panel.withheld["weight_decay/share"] == "the optimizer maximizes"
+            assert "weight_decay/share" not in watch.readings
+        else:
+            share = watch.readings["weight_decay/share"]
+            assert share == pytest.approx(0.5 / 2.5, rel=1e-12)
