@@ -69,8 +69,10 @@ OF_ONE = {
     "nothing, below 0 one that made it worse: the learning rate is too large.",
     tags.AUDIT_CURVATURE: "2 (P - D) / |u|^2: the second derivative of the "
     "loss along the step. Healthy: below 2 / lr.",
-    tags.LARGEST_STABLE_LR: "2 (1 + momentum) / curvature: the learning rate at which "
-    "a step along this curvature starts to climb. Healthy: above the learning rate.",
+    tags.LARGEST_STABLE_LR: "2 (1 + momentum) / ((1 - dampening) curvature), with "
+    "Nesterov's momentum 2 (1 + momentum) / ((1 + 2 momentum) curvature): the learning "
+    "rate at which a step along this curvature starts to climb. Healthy: above the "
+    "learning rate.",
     tags.AUDIT_MARGIN: "lr / the largest stable one. Healthy: below 1, the line; above "
     "it steps along this curvature grow from one to the next.",
     tags.AUDIT_LINE: "The constant 1, to be seen beside `audit/ratio` (all that was "
