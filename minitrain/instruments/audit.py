@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from minitrain import tags
-from minitrain.instruments.observation import OF_SGD_ALONE, Observation, Readings
+from minitrain.instruments.observation import OF_ONE_RULE, Observation, Readings
 from minitrain.instruments.recompute import BatchLoss
 from minitrain.norms import dot
 
@@ -100,7 +100,8 @@ def largest_stable_lr(
 def read_audit(step: Observation, loss_of: BatchLoss, first_loss: float) -> Readings:
     """Return the readings of the audit of a step, those that are finite.
 
-    What a learning rate has to do with the curvature is known of SGD alone.
+    What a learning rate has to do with the curvature is known of SGD alone, with the
+    same options for all parameters.
 
     Args:
         step: The step.
@@ -127,6 +128,7 @@ def read_audit(step: Observation, loss_of: BatchLoss, first_loss: float) -> Read
     }
     if math.isfinite(loss_after):
         readings[tags.AUDIT_LOSS] = loss_after
-    if step.parameters.departure_from_sgd():
-        return {k: x for k, x in readings.items() if k not in OF_SGD_ALONE}
+    rule = step.parameters
+    if rule.departure_from_sgd() or rule.difference_of_groups():
+        return {k: x for k, x in readings.items() if k not in OF_ONE_RULE}
     return readings

@@ -17,12 +17,9 @@ from minitrain.vector import Theta
 Readings = dict[str, float]
 """Tags and values."""
 
-OF_SGD_ALONE = (
-    tags.MOMENTUM_SHARE,
-    tags.EFFECTIVE_LR,
-    tags.LARGEST_STABLE_LR,
-    tags.AUDIT_MARGIN,
-)
+OF_ONE_RULE = (tags.LARGEST_STABLE_LR, tags.AUDIT_MARGIN)
+"""The tags of what a single rule for all parameters defines."""
+OF_SGD_ALONE = (tags.MOMENTUM_SHARE, tags.EFFECTIVE_LR, *OF_ONE_RULE)
 """The tags of what SGD's rule defines: steps of others have no such readings."""
 
 COUPLED = (
@@ -117,6 +114,18 @@ class Parameters:
             return f"{type(self._optimizer).__name__} does not follow the rule of SGD"
         if any(group.get("maximize") for group in self._optimizer.param_groups):
             return "the optimizer maximizes"
+        return ""
+
+    def difference_of_groups(self) -> str:
+        """Return which option of SGD's rule is not the same for all; empty if none is.
+
+        A step then goes along no eigenvector even of a round paraboloid, and no single
+        learning rate is the largest stable one.
+        """
+        for option in ("lr", "momentum", "dampening", "nesterov"):
+            groups = self._optimizer.param_groups
+            if len({float(group.get(option, 0)) for group in groups}) > 1:
+                return f"{option} is not the same in all groups of the optimizer"
         return ""
 
     def names(self) -> list[str]:

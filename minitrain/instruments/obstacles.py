@@ -5,7 +5,7 @@ from torch import nn
 from minitrain import tags
 from minitrain.data_parallel import groups_of
 from minitrain.instruments.cadence import Cadence
-from minitrain.instruments.observation import OF_SGD_ALONE, Parameters
+from minitrain.instruments.observation import OF_ONE_RULE, OF_SGD_ALONE, Parameters
 from minitrain.sharded import are_sharded
 
 
@@ -17,6 +17,8 @@ def find_obstacles(model: nn.Module, parameters: Parameters) -> dict[str, str]:
         parameters: What its optimizer updates.
     """
     found = {}
+    if difference := parameters.difference_of_groups():
+        found |= dict.fromkeys(OF_ONE_RULE, difference)
     if departure := parameters.departure_from_sgd():
         found |= dict.fromkeys(OF_SGD_ALONE, departure)
     if obstacle := parameters.decay_obstacle():

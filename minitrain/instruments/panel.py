@@ -66,8 +66,7 @@ class Panel:
         """The last truth test, of the gradient as a whole and of each parameter."""
         self._parameters = Parameters(model, optimizer)
         self.withheld = find_obstacles(model, self._parameters)
-        """The instruments, or single readings by their tags, that are not given, and
-        why."""
+        """Why instruments, or single readings by their tags, are not given."""
         self.cadence = (cadence or Cadence()).without(self.withheld)
         self._model, self._optimizer, self._beside = model, optimizer, beside
         self._memory = Memory.begin(self._parameters.theta())
@@ -285,6 +284,7 @@ class Panel:
             clipping = memory.clipping.add(step.clip_factor)
             watch.readings |= read_look(step, seen.path, clipping, memory.previous)
         if "audit" in plan.due:
+            self.withheld |= find_obstacles(self._model, self._parameters)
             watch.readings |= read_audit(step, watch.same, seen.first_loss)
         if step.noise is not None:
             watch.readings |= read_noise(seen.noise, step.num_samples)

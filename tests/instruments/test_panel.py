@@ -816,3 +816,37 @@ def test_weight_decay_of_what_has_no_gradient_does_not_count() -> None:
         else:
             share = watch.readings["weight_decay/share"]
             assert share == pytest.approx(0.5 / 2.5, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [("lr", 10.0), ("momentum", 0.9), ("dampening", 0.5), ("nesterov", True)],
+)
+@pytest.mark.parametrize("kind", [SGD, torch.optim.SGD])
+def test_no_stable_limit_is_read_where_groups_follow_several_rules(
+    kind: Callable[..., torch.optim.Optimizer], option: str, value: float
+) -> None:
+    """f = 0.005 x^2 + 50 y^2, both far below their own limits of 300 and 0.03."""
+    model = nn.ParameterList([torch.ones(1), torch.ones(1)])
+    groups = [{"params": [p]} for p in model]
+    usual = {"lr": 0.005, "momentum": 0.5, "dampening": 0.0, "nesterov": False}
+    optimizer = kind(groups, **usual)
+    limits = {"audit/largest_stable_lr", "audit/margin"}
+
+    def loss() -> Tensor:
+        return (0.005 * model[0] ** 2 + 50 * model[1] ** 2).sum()
+
+    def read(panel: Panel) -> set[str]:
+        with panel.watch(1, loss) as watch:
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+        assert {*OF_SGD - limits, "audit/curvature"} <= watch.readings.keys()
+        return limits & watch.readings.keys()
+
+    panel = Panel(model, optimizer, EVERYTHING._replace(noise=0))
+    assert read(panel) == limits and panel.withheld == {}
+    optimizer.param_groups[0][option] = value  # as a schedule may do
+    reason = f"{option} is not the same in all groups of the optimizer"
+    assert Panel(model, optimizer).withheld == dict.fromkeys(limits, reason)
+    assert read(panel) == set() and panel.withheld == dict.fromkeys(limits, reason)
