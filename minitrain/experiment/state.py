@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from minitrain.experiment.definition import Definition
 from minitrain.experiment.reading import from_toml
+from minitrain.instruments.observation import as_real
 from minitrain.runs.checkpoint import Checkpoint
 from minitrain.runs.summary import Summary
 from minitrain.system.errors import CheckpointError, SettingsError
@@ -252,7 +253,7 @@ def check_vectors(panel: Mapping[str, Any], parameters: Sequence[Tensor]) -> Non
     Raises:
         ValueError: They have others.
     """
-    shapes = [parameter.shape for parameter in parameters]
+    shapes = [as_real(parameter.detach()).shape for parameter in parameters]
     for name in ("start", "corner", "previous"):
         if panel[name] is not None and [x.shape for x in panel[name]] != shapes:
             raise ValueError(f"{name} is a vector of another model")

@@ -37,6 +37,19 @@ COUPLED = (
 """Optimizers that add weight decay to the gradient, unless a flag decouples it."""
 
 
+def as_real(tensor: Tensor) -> Tensor:
+    """Return a tensor itself, or a complex or sparse one as a real and dense one.
+
+    The real one of a complex tensor shares its memory.
+
+    >>> as_real(torch.tensor([1 + 2j]))
+    tensor([[1., 2.]])
+    """
+    if tensor.is_sparse:
+        tensor = tensor.to_dense()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 class Vector(list[Tensor]):
     """A vector in parts, one tensor each, whose norm is computed once.
 
@@ -59,7 +72,12 @@ class Vector(list[Tensor]):
 
 
 class Parameters:
-    """What an optimizer updates: parameters, or one vector of them; and their names."""
+    """What an optimizer updates: parameters, or one vector of them; and their names.
+
+    Vectors of them are of real numbers: a complex parameter is seen as pairs of them,
+    which an update moves as it moves two parameters, and a sparse gradient as a dense
+    one.
+    """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
@@ -67,12 +85,12 @@ class Parameters:
 
     def theta(self) -> Vector:
         """Return the tensors themselves, in the optimizer's order."""
-        return Vector(tensor.detach() for tensor in self._tensors())
+        return Vector(as_real(tensor.detach()) for tensor in self._tensors())
 
     def gradient(self) -> Vector:
         """Return their gradients themselves; none counts as zero."""
         return Vector(
-            torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            as_real(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
             for tensor in self._tensors()
         )
 

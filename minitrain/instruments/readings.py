@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minitrain import tags
 from minitrain.instruments.memory import Clipping, Path
-from minitrain.instruments.observation import Observation, Readings, Vector
+from minitrain.instruments.observation import Observation, Readings, Vector, as_real
 from minitrain.norms import dot, norm, norms
 
 
@@ -109,7 +109,7 @@ def log2_counts(tensor: Tensor) -> Tensor:
     >>> [(k - 48, int(n)) for k, n in enumerate(counts) if n]
     [(-48, 1), (-2, 1), (0, 2)]
     """
-    exponents = tensor.detach().abs().log2().floor().clamp(-48, 15)
+    exponents = as_real(tensor.detach()).abs().log2().floor().clamp(-48, 15)
     return torch.bincount(exponents.flatten().long() + 48, minlength=64)
 
 

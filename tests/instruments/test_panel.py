@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from minitrain.batches import Batches
 from minitrain.evaluation import evaluate
+from minitrain.experiment.state import check_vectors
 from minitrain.fingerprint import fingerprint
 from minitrain.gradients import directional_derivative
 from minitrain.hessians import hessian_vector_product
 from minitrain.instruments.cadence import Cadence
 from minitrain.instruments.findings import Finding, Findings
 from minitrain.instruments.panel import Panel
+from minitrain.instruments.readings import log2_counts
 from minitrain.instruments.watch import Watch
 from minitrain.runs.board import Board
 from minitrain.runs.scalars import step_scalars
@@ -850,3 +852,83 @@ def test_no_stable_limit_is_read_where_groups_follow_several_rules(
     reason = f"{option} is not the same in all groups of the optimizer"
     assert Panel(model, optimizer).withheld == dict.fromkeys(limits, reason)
     assert read(panel) == set() and panel.withheld == dict.fromkeys(limits, reason)
+
+
+class Spectrum(nn.Module):
+    """|x w + b|^2 of complex numbers, or of the same numbers in pairs."""
+
+    def __init__(self, is_complex: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        for name, shape in (("weight", (4, 3)), ("bias", (3,))):
+            start = torch.randn(*shape, 2, generator=generator, dtype=torch.float64)
+            start = torch.view_as_complex(start) if is_complex else start
+            self.register_parameter(name, nn.Parameter(start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (
+            p if p.is_complex() else torch.view_as_complex(p) for p in self.parameters()
+        )
+        return (x @ weight + bias).abs().square()
+
+
+class Words(nn.Module):
+    """Embeddings, whose gradient is sparse or dense, of words that repeat."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(50, 3, sparse=sparse, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(x % 5).sum(1).square()
+
+
+@pytest.mark.parametrize("kind", [Spectrum, Words])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_complex_parameters_and_sparse_gradients_are_read_like_real_and_dense_ones(
+    kind: Callable[[bool], nn.Module], momentum: float
+) -> None:
+    """The twin has the same numbers in another form; both walk the same way."""
+    x = torch.randint(20, (8, 4), generator=torch.Generator().manual_seed(1))
+    x = x if kind is Words else torch.complex(x.double(), -x.double() / 3) / 20
+    ends = []
+    for is_odd in (True, False):
+        model = kind(is_odd)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=momentum)
+        panel = Panel(model, optimizer, EVERYTHING._replace(noise=0))
+        for number in (1, 2, 3):
+            with panel.watch(number, lambda model=model: model(x).mean()) as watch:
+                optimizer.zero_grad(set_to_none=number == 2)
+                model(x).mean().backward()
+                grads = [p.grad for p in model.parameters() if p.grad is not None]
+                sizes = [log2_counts(g).tolist() for g in grads]
+                optimizer.step()
+        check_vectors(panel.state_dict(), [*model.parameters()])
+        ends.append((dict(watch.readings), panel.withheld, sizes))
+        assert not any(slope.is_wrong for slope in panel.slopes.values())
+    (readings, withheld, sizes), (expected, nothing, same) = ends
+    assert readings == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert withheld == nothing == {} and sizes == same
+    assert readings.keys() >= OF_SGD and readings["truth/error"] < 1e-4
+
+
+def test_noise_of_complex_and_sparse_gradients_is_withheld_by_name() -> None:
+    reasons = []
+    for layer, x in (
+        (nn.Linear(2, 3, dtype=torch.complex64), torch.ones(4, 2) + 0j),
+        (nn.Embedding(5, 3, sparse=True), torch.arange(4)),
+    ):
+        optimizer = SGD(layer.parameters(), lr=0.1)
+        panel = Panel(layer, optimizer, EVERYTHING)
+
+        def loss(layer: nn.Module = layer, x: Tensor = x) -> Tensor:
+            return layer(x).abs().square().mean()
+
+        with panel.watch(1, loss, num_samples=4) as watch:
+            loss().backward()
+            optimizer.step()
+        assert not any(tag.startswith("noise/") for tag in watch.readings)
+        reasons += panel.withheld.values()
+    assert len(reasons) == 2
+    assert "is not real" in reasons[0] and "its gradient is sparse" in reasons[1]
