@@ -1,6 +1,7 @@
 """What is refused before the first step of a training, each in a sentence."""
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, ParamSpec, TypeVar, cast
@@ -45,6 +46,7 @@ def check_training(
             "constant one is the optimizer's own: leave lr out"
         )
     check_optimizer(model, optimizer)
+    check_passes(optimizer)
     check_batches(batches, start)
 
 
@@ -70,6 +72,20 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
             "the optimizer updates no parameter of the model: make it from "
             "model.parameters() or ParameterVector(model), after the model was built "
             "and moved"
+        )
+
+
+def check_passes(optimizer: Optimizer) -> None:
+    """Make sure that one forward and one backward pass are enough for a step.
+
+    Raises:
+        TypeError: `optimizer.step` needs a closure that makes them.
+    """
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise TypeError(
+            f"{type(optimizer).__name__}.step needs a closure, by which it makes "
+            "several passes in a step: train makes one. Call it in a loop of your own"
         )
 
 

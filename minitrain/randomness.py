@@ -4,7 +4,7 @@ import hashlib
 import random
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -133,22 +133,22 @@ def _unpack(state: Tensor) -> tuple[list[int], float | None]:
 @contextmanager
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Put random states, buffers and modes back, whatever happens to them inside."""
-    states = RandomStates(device)
+    states, put_back = RandomStates(device), keep_buffers(model)
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with states.replay(states.keep()), buffers_kept(model):
+        with states.replay(states.keep()):
             yield
     finally:
+        put_back()
         for module, mode in modes:
             module.training = mode
 
 
-@contextmanager
-def buffers_kept(*models: nn.Module) -> Iterator[None]:
-    """Put the buffers of models back, whatever happens to them inside.
+def keep_buffers(*models: nn.Module) -> Callable[[], None]:
+    """Keep the buffers of models; return a function that puts them back.
 
     A pass may write into a buffer, as BatchNorm's does, or put another tensor there:
-    each is the same tensor again, with the same bits.
+    afterwards each is the same tensor again, with the same bits.
     """
     modules = [module for model in models for module in model.modules()]
     places = [(of, name) for of in map(buffers_of, modules) for name in of]
@@ -158,11 +158,12 @@ def buffers_kept(*models: nn.Module) -> Iterator[None]:
         for (of, name) in places
         for x in [of[name]]
     ]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for of, name, buffer, before in kept:
-                if buffer is not None and before is not None:
-                    buffer.copy_(before)
-                of[name] = buffer
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for of, name, buffer, before in kept:
+            if buffer is not None and before is not None:
+                buffer.copy_(before)
+            of[name] = buffer
+
+    return put_back

@@ -50,6 +50,13 @@ def test_a_number_for_the_learning_rate() -> None:
     refused(TypeError, "leave lr out", lr=torch.tensor(0.1))
 
 
+def test_an_optimizer_that_makes_passes_of_its_own() -> None:
+    model = network()
+    optimizer = torch.optim.LBFGS(model.parameters())
+    message = r"LBFGS.step needs a closure.*Call it in a loop of your own"
+    refused(TypeError, message, model=model, optimizer=optimizer)
+
+
 def test_a_first_learning_rate_of_zero_has_no_proportions() -> None:
     model = network()
     groups = [{"params": [p], "lr": 0.1 * i} for i, p in enumerate(model.parameters())]

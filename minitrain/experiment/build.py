@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from minitrain.averaging import WeightAverage
 from minitrain.batches import Batches
+from minitrain.checks import check_optimizer, check_passes
 from minitrain.distributed.group import Group, Single
 from minitrain.experiment import source
 from minitrain.experiment.data import (
@@ -163,7 +164,15 @@ def build_optimizer(
     if definition.optimizer is not None:
         parameters = [p for p in model.parameters() if p.requires_grad]
         options = _options(config.optimizer)
-        return _call(definition.optimizer, SettingsError, parameters, **options)
+        made = _call(definition.optimizer, SettingsError, parameters, **options)
+        try:
+            check_optimizer(model, made)
+            check_passes(made)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise SettingsError(
+                f"optimizer(...) returns what does not fit: {error}"
+            ) from error
+        return made
     options = _options(config.optimizer, "decay")
     try:
         if config.optimizer.decay == "all":

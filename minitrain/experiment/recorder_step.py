@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from minitrain import tags
 from minitrain.checks import warn_of_evaluation_mode
 from minitrain.experiment.recorder_network import Network
+from minitrain.instruments.obstacles import find_closure
 from minitrain.instruments.recompute import LossOf
 from minitrain.instruments.watch import Unread, Watch
 from minitrain.norms import clip_factor, norm
@@ -123,9 +124,9 @@ class RecordedStep:
         if error[0] is None and self._is_logged and self._lr is None:
             self._tell_no_update()
 
-    def _read_gradient(self, *_: object) -> None:
+    def _read_gradient(self, _: object, args: Any, kwargs: Any) -> None:
         """Read what the optimizer is about to use, unless clipping has read it."""
-        if self._norms is None:
+        if self._norms is None and not find_closure(args, kwargs):
             self._norms = self.network.grad_norms()
         self._lr = float(self.network.optimizer.param_groups[0]["lr"])
 

@@ -3,9 +3,9 @@
 Start with `minitrain.tags`, the table of all readings, and with `readings`, the
 formulas for the gradient and the update of a step. `audit` and `truth` compute the loss
 of the step's own batch once more, by `recompute`. `noise` says how much of a gradient
-is noise, from the norms of `per_sample`, for which `layer_hooks` watches the layers
-that `per_sample_layers` and `per_sample_attention` know. `sharpness` says how strongly
-the loss curves, and `landscape` what it is around trained weights.
+is noise, from the norms of `per_sample`, for which `layer_hooks` sets a `layer_watcher`
+on the layers that `per_sample_layers` and `per_sample_attention` know. `sharpness` says
+how strongly the loss curves, and `landscape` what it is around trained weights.
 
 `panel` has them read at the right moments of a step (`watch`), as often as `cadence`
 says: each step is an `observation`, and what later ones need of it a `memory`.

@@ -1,10 +1,10 @@
 """Whether the gradient of an earlier update is still there when a new one comes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 
@@ -17,7 +17,7 @@ class Leftover:
     leaves its gradient with reason.
 
     >>> model = nn.Linear(1, 1)
-    >>> leftover, x = Leftover(model), torch.ones(1, 1)
+    >>> leftover, x = Leftover(model.parameters()), torch.ones(1, 1)
     >>> for number in (1, 2):
     ...     with leftover.look(number, lambda: True) as was_there:
     ...         model(x).sum().backward()
@@ -25,11 +25,11 @@ class Leftover:
     True
 
     Args:
-        model: The model, whose parameters' gradients are looked at.
+        parameters: Those that an optimizer updates, in the order of the network.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._parameters = [*model.parameters()]
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._parameters = [*parameters]
         self._last_update = 0
 
     @contextmanager
@@ -55,7 +55,7 @@ class Leftover:
         if number and is_updated():
             self._last_update = number
 
-    def _find_parameter(self) -> nn.Parameter | None:
+    def _find_parameter(self) -> Tensor | None:
         """Return the last that has a gradient: there the next one comes first."""
         for parameter in reversed(self._parameters):
             if parameter.requires_grad and parameter.grad is not None:
@@ -64,7 +64,7 @@ class Leftover:
 
 
 @contextmanager
-def _watching_arrival(parameter: nn.Parameter) -> Iterator[list[Tensor]]:
+def _watching_arrival(parameter: Tensor) -> Iterator[list[Tensor]]:
     """Yield a list; what goes in is whether there was a gradient before the first one.
 
     The answer stays on the device, so that nobody waits for it.

@@ -148,11 +148,11 @@ class Parameters:
 
     def names(self) -> list[str]:
         """Return the name of every parameter; one unknown to the model is `?`."""
-        return [self._names.get(parameter, "?") for parameter in self._parameters()]
+        return [self._names.get(parameter, "?") for parameter in self.each()]
 
     def are_trained(self) -> list[bool]:
         """Return of every parameter whether it is not frozen."""
-        return [parameter.requires_grad for parameter in self._parameters()]
+        return [parameter.requires_grad for parameter in self.each()]
 
     def split(self, vector: Vector) -> list[Tensor]:
         """Return the part of every parameter in a vector of their shapes."""
@@ -162,7 +162,8 @@ class Parameters:
             parts += tensor.vector.split(value) if is_vector else [value]
         return parts
 
-    def _parameters(self) -> Iterator[Tensor]:
+    def each(self) -> Iterator[Tensor]:
+        """Yield the parameters themselves, also those that live in a vector."""
         for tensor in self._tensors():
             yield from tensor.vector.parameters if type(tensor) is Theta else [tensor]
 

@@ -1,5 +1,8 @@
 """Which instruments cannot work with a model and its optimizer, and why."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from minitrain import tags
@@ -19,6 +22,12 @@ def find_obstacles(model: nn.Module, parameters: Parameters) -> dict[str, str]:
     found = {}
     if difference := parameters.difference_of_groups():
         found |= dict.fromkeys(OF_ONE_RULE, difference)
+    updated = {parameter for parameter in parameters.each() if parameter.requires_grad}
+    if updated != {p for p in model.parameters() if p.requires_grad}:
+        found["noise"] = (
+            "the optimizer updates others than the trainable parameters of the model, "
+            "which the norms of its samples' gradients are of"
+        )
     if departure := parameters.departure_from_sgd():
         found |= dict.fromkeys(OF_SGD_ALONE, departure)
     if obstacle := parameters.decay_obstacle():
@@ -35,3 +44,15 @@ def find_obstacles(model: nn.Module, parameters: Parameters) -> dict[str, str]:
             "them sees its own samples alone"
         )
     return found
+
+
+def find_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is not read of a step whose `optimizer.step` gets a closure, and why.
+
+    Args:
+        args, kwargs: Those of the call, as a hook of the optimizer is given them.
+    """
+    if not any(map(callable, (*args[1:], kwargs.get("closure")))):
+        return {}
+    reason = "optimizer.step got a closure, which computes the gradient in its midst"
+    return dict.fromkeys(Cadence._fields, reason)

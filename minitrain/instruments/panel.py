@@ -18,7 +18,7 @@ from minitrain.instruments.leftover import Leftover
 from minitrain.instruments.memory import Memory
 from minitrain.instruments.noise import NoiseEstimate, noise_estimate, read_noise
 from minitrain.instruments.observation import Observation, Parameters, Vector
-from minitrain.instruments.obstacles import find_obstacles
+from minitrain.instruments.obstacles import find_closure, find_obstacles
 from minitrain.instruments.readings import read_look
 from minitrain.instruments.recompute import BatchLoss, LossOf
 from minitrain.instruments.truth import Slope, check_slopes, read_truth
@@ -71,7 +71,7 @@ class Panel:
         self._model, self._optimizer, self._beside = model, optimizer, beside
         self._memory = Memory.begin(self._parameters.theta())
         self._sample_norms = PerSampleNorms(model)
-        self._leftover = Leftover(model)
+        self._leftover = Leftover(self._parameters.each())
         self._unread = Unread(self._pass_over)
 
     def step(
@@ -131,16 +131,15 @@ class Panel:
         """Enclose a step that is read when the optimizer steps."""
         with self._read(plan, loss_of, autocast, number) as watch:
 
-            def read_gradient(*_: object) -> None:
+            def read_gradient(_: object, args: Any, kwargs: Any) -> None:
+                if found := find_closure(args, kwargs):
+                    return self.withheld.update(found)
                 with self._timed():
                     loss = watch.same() if watch.plan.audits else math.nan
                 watch.before_update(loss, num_samples, watch.clip_factor)
 
-            hook = self._optimizer.register_step_pre_hook(read_gradient)
-            try:
+            with self._optimizer.register_step_pre_hook(read_gradient):
                 yield watch
-            finally:
-                hook.remove()
 
     def fit(
         self,
@@ -177,6 +176,7 @@ class Panel:
             step = min(step, time.perf_counter() - start - self.seconds)
             costs[kind] = min(costs[kind], 2 * self.seconds)  # caches are warm here
         self._optimizer.zero_grad()
+        self._sample_norms.check_next()  # the loop may not do as was done here
         self.seconds, self._memory = seconds, memory
         step, *each = batch_loss.agree(step, *costs.values())
         fitted = fit_cadence(dict(zip(costs, each, strict=True)), step, budget, unit)
@@ -267,12 +267,12 @@ class Panel:
         norms, num_samples = self._sample_norms, step.num_samples
         norms.close()
         mean_square = watch.mean_square
+        batch_square = step.unclip(step.gradient.norm.item()) ** 2
         if mean_square is None and num_samples:
-            mean_square = norms.mean_square(num_samples)
+            mean_square = norms.mean_square(num_samples, batch_square)
         if mean_square is None or math.isnan(mean_square):
             self.withheld["noise"] = norms.withheld or "num_samples is not known"
             return None
-        batch_square = step.unclip(step.gradient.norm.item()) ** 2
         return noise_estimate(mean_square, batch_square, num_samples)
 
     def _conclude(self, watch: Watch, step: Observation) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from minitrain.data_parallel import groups_of, mean_over, synchronization_kept
-from minitrain.randomness import RandomStates, buffers_kept
+from minitrain.randomness import RandomStates, keep_buffers
 
 LossOf = Callable[[], Tensor]
 """Computes the mean loss of a batch under the model's present parameters."""
@@ -16,9 +16,10 @@ LossOf = Callable[[], Tensor]
 class BatchLoss:
     """The loss of one batch, computed again as in the training step.
 
-    Each call draws the random numbers that followed when the `BatchLoss` was made, so
-    that a dropout mask is the same; random states and buffers, such as BatchNorm's
-    running statistics, are put back afterwards, bit for bit.
+    Each call starts with the buffers, and draws the random numbers, of the moment when
+    the `BatchLoss` was made, so that a dropout mask is the same. Buffers, such as
+    BatchNorm's running statistics, and random states are put back afterwards, bit for
+    bit.
 
     Args:
         model: The model, for its buffers.
@@ -40,6 +41,7 @@ class BatchLoss:
         self._device = next(model.parameters()).device
         self._random = RandomStates(self._device)
         self._start = self._random.keep()
+        self._put_back_start = keep_buffers(*self._models)
         self._rounding = 0.0
 
     @torch.no_grad()
@@ -59,12 +61,13 @@ class BatchLoss:
     @contextmanager
     def untouched(self) -> Iterator[None]:
         """Put random states and buffers back, whatever happens to them inside."""
-        with (
-            self._random.replay(self._start),
-            buffers_kept(*self._models),
-            synchronization_kept(self._models),
-        ):
-            yield
+        put_back = keep_buffers(*self._models)
+        self._put_back_start()
+        try:
+            with self._random.replay(self._start), synchronization_kept(self._models):
+                yield
+        finally:
+            put_back()
 
     def loss(self) -> Tensor:
         """Compute the loss with its graph, drawing random numbers as they come."""

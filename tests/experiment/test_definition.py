@@ -311,6 +311,22 @@ def optimizer(parameters, lr: float = 0.01, beta: float = 0.9):
 """
 
 
+@pytest.mark.parametrize(
+    "made, message",
+    [
+        ("torch.optim.LBFGS(parameters)", "LBFGS.step needs a closure"),
+        ("torch.optim.Adam([nn.Parameter(torch.ones(1))])", "updates no parameter of"),
+        ("parameters", "has no attribute"),
+    ],
+)
+def test_an_optimizer_that_does_not_fit_is_refused(file, made, message) -> None:
+    text = (
+        POINTS + f"\ndef optimizer(parameters, lr: float = 0.1):\n    return {made}\n"
+    )
+    with pytest.raises(SettingsError, match=rf"optimizer\(\.\.\.\).*{message}"):
+        train(file(text))
+
+
 def test_another_optimizer_is_resumed_and_not_explained(
     file, capsys, monkeypatch
 ) -> None:

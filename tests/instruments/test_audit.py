@@ -108,9 +108,10 @@ def test_the_loss_of_a_batch_is_that_of_the_same_pass_and_leaves_no_trace() -> N
 def test_buffers_that_a_pass_binds_anew_are_as_before() -> None:
     model, x = Centered(), torch.randn(16, 5)
     model(x)
-    before = model.mean, model.mean.clone(), model.num_passes
     batch_loss = BatchLoss(model, lambda: model(x).square().mean())
-    assert batch_loss() == batch_loss()
+    loss = model(x).square().mean().item()  # which the mean before is a part of
+    before = model.mean, model.mean.clone(), model.num_passes
+    assert [batch_loss(), batch_loss()] == [loss, loss]
     assert model.mean is before[0] and torch.equal(*before[:2])
     assert model.num_passes is before[2]
 

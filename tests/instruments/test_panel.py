@@ -932,3 +932,76 @@ def test_noise_of_complex_and_sparse_gradients_is_withheld_by_name() -> None:
         reasons += panel.withheld.values()
     assert len(reasons) == 2
     assert "is not real" in reasons[0] and "its gradient is sparse" in reasons[1]
+
+
+@pytest.mark.parametrize("what", ["as it is", "some", "more", "unscaled", "divided"])
+def test_noise_is_read_of_the_gradient_that_the_update_uses_or_withheld(what) -> None:
+    """Where it is not the mean over the samples, the number would be a wrong one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    x, y = torch.randn(32, 6), torch.randint(3, (32,))
+    extra = nn.Parameter(torch.ones(()))
+    parts = {"some": [*model[0].parameters()], "more": [*model.parameters(), extra]}
+    optimizer = SGD(parts.get(what, [*model.parameters()]), lr=0.1)
+    panel = Panel(model, optimizer, EVERYTHING)
+    for number in (1, 2):
+        with panel.watch(number, lambda: LOSS(model(x), y), num_samples=32) as watch:
+            optimizer.zero_grad()
+            loss = LOSS(model(x), y) + (extra - extra.detach() if what == "more" else 0)
+            (loss * (1024 if what in ("unscaled", "divided") else 1)).backward()
+            for p in model.parameters() if what in ("unscaled", "divided") else ():
+                assert p.grad is not None
+                p.grad /= 1024
+            optimizer.step()
+        found = watch.readings.keys() & {"noise/signal_share", "noise/scale"}
+        assert bool(found) == (what == "as it is")
+        assert "zero_grad/forgotten" not in watch.readings
+    reasons = {
+        "as it is": None,
+        "some": "the optimizer updates others than the trainable parameters",
+        "more": "the optimizer updates others than the trainable parameters",
+        "unscaled": "the gradient of the update is not the one that backward() has",
+        "divided": "the gradient of the update is not the one that backward() has",
+    }
+    assert panel.withheld.get("noise", "None").startswith(str(reasons[what]))
+
+
+def test_of_a_step_with_a_closure_nothing_is_read_and_nothing_found() -> None:
+    model, x = nn.Linear(3, 1), torch.ones(4, 3)
+    for optimizer in (
+        torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=2),
+        SGD(model.parameters(), lr=0.1),
+    ):
+        panel = Panel(model, optimizer, EVERYTHING)
+
+        def closure(optimizer: Any = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            return loss
+
+        for number, given in ((1, {}), (2, {"closure": closure}), (3, {})):
+            with panel.watch(number, closure, num_samples=4) as watch:
+                optimizer.step(**given) if given else optimizer.step(closure)
+            assert watch.readings == {}
+        assert panel.withheld.keys() >= {"look", "audit", "truth", "noise"}
+        assert "got a closure" in panel.withheld["truth"]
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_gradient_that_no_update_uses_is_not_left_over(is_own: bool) -> None:
+    """zero_grad of an optimizer of some parameters leaves those of the others."""
+    model, x = (
+        nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1)),
+        torch.ones(4, 3),
+    )
+    optimizer = SGD(model[0].parameters(), lr=0.1)
+    panel = Panel(model, optimizer, EVERYTHING._replace(noise=0))
+    loss_of = lambda: model(x).square().mean()  # noqa: E731
+    for number in (1, 2):
+        with panel.watch(number, loss_of) as watch:
+            if is_own:
+                optimizer.zero_grad()
+            loss_of().backward()
+            optimizer.step()
+    assert ("zero_grad/forgotten" in watch.readings) == (not is_own)

@@ -362,7 +362,7 @@ def test_an_error_while_watching_does_not_end_the_training(
     def fails(*_: object, **__: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr("minitrain.instruments.layer_hooks.sample_norms", fails)
+    monkeypatch.setattr("minitrain.instruments.layer_watcher.sample_norms", fails)
     model = nn.Linear(4, 4)
     norms = measured(model, torch.randn(6, 4), torch.randn(6, 4), F.mse_loss)
     assert norms.squared(6) is None
