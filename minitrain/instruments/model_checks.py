@@ -162,7 +162,8 @@ def _check_start(
         return None
     of_zero = loss_fn(torch.zeros_like(outputs), targets).item()
     of_unit_size = 1.0 if targets.is_floating_point() else 0.0
-    if not loss > 5 * max(guessing, of_zero, of_unit_size):
+    usual = max(guessing, of_zero, of_unit_size)
+    if min(guessing, of_zero) < 0 or not loss > 5 * usual:
         return None
     return (
         "exploding gradient",
@@ -181,6 +182,8 @@ def _check_learning(model: nn.Module, loss_fn: LossFunction, batch: Any) -> Told
     with torch.no_grad():
         outputs = model(inputs)
     first = loss_fn(outputs, targets).item()
+    if first <= 0:
+        return None  # nobody can say what share of it is learned
     guessing, goal = loss_of_guessing(loss_fn, outputs, targets), 0.98 * first
     if guessing is not None and not targets.is_floating_point():
         goal = 0.9 * min(first, guessing)

@@ -399,3 +399,12 @@ def test_neighbors_agree_with_a_search_through_all_pairs() -> None:
     rest = [float(targets[nearest[i]].mean() - targets[i]) ** 2 for i in range(60)]
     explained = 1 - sum(rest) / 60 / float(targets.var(correction=0))
     assert agreement(nearest, targets) == pytest.approx(explained)
+
+
+@pytest.mark.parametrize("shift", [2.0, 7.0])
+@pytest.mark.parametrize("least", [-10.0, 0.0])
+def test_losses_of_zero_and_below_are_not_judged_by_ratios(shift, least) -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (cross_entropy(outputs, targets) - shift).clamp(min=least)
+
+    assert kinds(loss_fn=loss) == []
