@@ -16,7 +16,7 @@ class Leftover:
     not looked at. Both steps must end in an update: a block that only accumulates
     leaves its gradient with reason.
 
-    >>> model = nn.Linear(1, 1)
+    >>> model = torch.nn.Linear(1, 1)
     >>> leftover, x = Leftover(model.parameters()), torch.ones(1, 1)
     >>> for number in (1, 2):
     ...     with leftover.look(number, lambda: True) as was_there:
