@@ -38,11 +38,12 @@ class PerSampleNorms:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model, self._has_watched = model, False
+        self._model = model
         self._survey()
 
     def _survey(self) -> None:
         """Find the layers, and note what they were found by."""
+        self._is_checked = False
         self.withheld: str | None = None
         """Why there are no norms."""
         self._watchers: list[LayerWatcher] = []
@@ -69,13 +70,13 @@ class PerSampleNorms:
         Args:
             check: Whether to make sure that the addends add up to the gradient. They do
                 not where a parameter is used outside of its layer, or the loss has a
-                term, such as a penalty, that belongs to no sample. By default the first
-                step is checked: a loop does the same in every one.
+                term, such as a penalty, that belongs to no sample. By default steps
+                are checked until norms are asked for: an update may be left out in the
+                first ones, and then a loop does the same in every step.
         """
-        check = not self._has_watched if check is None else check
-        self._has_watched = True
         if self._modes() != self._surveyed:
             self._survey()
+        check = not self._is_checked if check is None else check
         for watcher in self._watchers:
             watcher.watch(check)
         return self
@@ -135,10 +136,11 @@ class PerSampleNorms:
 
     def check_next(self) -> None:
         """Check the next step as if it were the first one."""
-        self._has_watched = False
+        self._is_checked = False
 
     def _is_withheld(self, num_samples: int) -> bool:
         """Return whether there are no norms, and note why if that is new."""
+        self._is_checked = True
         for watcher in self._watchers:
             obstacle = watcher.obstacle_to(num_samples)
             if obstacle is not None and self.withheld is None:

@@ -1005,3 +1005,36 @@ def test_a_gradient_that_no_update_uses_is_not_left_over(is_own: bool) -> None:
             loss_of().backward()
             optimizer.step()
     assert ("zero_grad/forgotten" in watch.readings) == (not is_own)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("how", ["skipped", "blocks", "thawed"])
+def test_noise_is_compared_with_what_the_first_update_uses(how, changed) -> None:
+    """Also where the first watched step has no update, or others train later."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    x, y = torch.randn(32, 6), torch.randint(3, (32,))
+    model[2].requires_grad_(how != "thawed")
+    updated = model[0] if how == "thawed" else model
+    optimizer = torch.optim.SGD(updated.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", enabled=how == "skipped" and changed)
+    panel = Panel(model, optimizer, Cadence(look=1, audit=0, truth=0, noise=1))
+
+    def loss_of() -> Tensor:
+        return LOSS(model(x), y)
+
+    for number in (1, 2):
+        is_update = number == 2 or how == "thawed"
+        if number == 2 and how == "thawed":
+            model[2].requires_grad_(changed)
+        with panel.watch(number, loss_of, num_samples=32) as watch:
+            if number == 1 or not (how == "blocks" and changed):
+                model.zero_grad()
+            scaler.scale(loss_of()).backward()
+            if is_update:
+                scaler.step(optimizer)
+                scaler.update()
+    found = watch.readings.keys() & {"noise/signal_share", "noise/scale"}
+    assert bool(found) == (not changed)
+    reason = "the gradient of the update is not the one that backward() has left"
+    assert panel.withheld.get("noise", "").startswith(reason) == changed
