@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from minitrain import tags
 from minitrain.checks import warn_of_evaluation_mode
 from minitrain.experiment.recorder_network import Network
-from minitrain.instruments.obstacles import find_closure
+from minitrain.instruments.obstacles import find_late_gradient
 from minitrain.instruments.recompute import LossOf
 from minitrain.instruments.watch import Unread, Watch
 from minitrain.norms import clip_factor, norm
@@ -86,11 +86,13 @@ class RecordedStep:
         values: dict[str, float] = {}
         if self._loss is not None:
             values[tags.TRAIN_LOSS] = self._loss.item()
+        if self._lr is not None:
+            values[tags.LR] = self._lr
         if self._lr is not None and self._norms is not None:
             total, *each = torch.cat(
                 [norm(self._norms).reshape(1), self._norms]
             ).tolist()
-            values |= {tags.LR: self._lr, tags.GLOBAL_GRAD_NORM: total}
+            values[tags.GLOBAL_GRAD_NORM] = total
             named = zip(self.network.names(), each, strict=True)
             values |= {tags.tag(tags.GRAD_NORM, name): each for name, each in named}
         values |= self.readings
@@ -124,11 +126,11 @@ class RecordedStep:
         if error[0] is None and self._is_logged and self._lr is None:
             self._tell_no_update()
 
-    def _read_gradient(self, _: object, args: Any, kwargs: Any) -> None:
+    def _read_gradient(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """Read what the optimizer is about to use, unless clipping has read it."""
-        if self._norms is None and not find_closure(args, kwargs):
+        if self._norms is None and not find_late_gradient(optimizer, args, kwargs):
             self._norms = self.network.grad_norms()
-        self._lr = float(self.network.optimizer.param_groups[0]["lr"])
+        self._lr = float(optimizer.param_groups[0]["lr"])
 
     def _tell_no_update(self) -> None:
         if "update" not in self.network.reported:

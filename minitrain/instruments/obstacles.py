@@ -46,13 +46,22 @@ def find_obstacles(model: nn.Module, parameters: Parameters) -> dict[str, str]:
     return found
 
 
-def find_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, str]:
-    """Return what is not read of a step whose `optimizer.step` gets a closure, and why.
+def find_late_gradient(
+    optimizer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return what is not read, and why, where `step` itself completes the gradient.
 
     Args:
-        args, kwargs: Those of the call, as a hook of the optimizer is given them.
+        optimizer, args, kwargs: Those of the call, as a hook of it is given them.
     """
-    if not any(map(callable, (*args[1:], kwargs.get("closure")))):
-        return {}
-    reason = "optimizer.step got a closure, which computes the gradient in its midst"
-    return dict.fromkeys(Cadence._fields, reason)
+    reason = ""
+    if any(map(callable, (*args[1:], kwargs.get("closure")))):
+        reason = (
+            "optimizer.step got a closure, which computes the gradient in its midst"
+        )
+    elif getattr(optimizer, "grad_scale", None) is not None:
+        reason = (
+            "the fused optimizer unscales the gradient in the midst of its step: call "
+            "scaler.unscale_(optimizer) before scaler.step(optimizer)"
+        )
+    return dict.fromkeys(Cadence._fields, reason) if reason else {}

@@ -18,7 +18,7 @@ from minitrain.instruments.leftover import Leftover
 from minitrain.instruments.memory import Memory
 from minitrain.instruments.noise import NoiseEstimate, noise_estimate, read_noise
 from minitrain.instruments.observation import Observation, Parameters, Vector
-from minitrain.instruments.obstacles import find_closure, find_obstacles
+from minitrain.instruments.obstacles import find_late_gradient, find_obstacles
 from minitrain.instruments.readings import read_look
 from minitrain.instruments.recompute import BatchLoss, LossOf
 from minitrain.instruments.truth import Slope, check_slopes, read_truth
@@ -131,8 +131,8 @@ class Panel:
         """Enclose a step that is read when the optimizer steps."""
         with self._read(plan, loss_of, autocast, number) as watch:
 
-            def read_gradient(_: object, args: Any, kwargs: Any) -> None:
-                if found := find_closure(args, kwargs):
+            def read_gradient(optimizer: Any, args: Any, kwargs: Any) -> None:
+                if found := find_late_gradient(optimizer, args, kwargs):
                     return self.withheld.update(found)
                 with self._timed():
                     loss = watch.same() if watch.plan.audits else math.nan

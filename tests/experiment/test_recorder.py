@@ -154,6 +154,37 @@ def test_the_board_shows_loss_rate_norms_and_what_is_logged(tmp_path: Path) -> N
     assert {n for tag, n in found if tag == "audit/ratio"} >= {1, 3, 6, 30}
 
 
+@pytest.mark.parametrize("kind", ["closure", "fused"])
+def test_a_norm_is_shown_of_no_gradient_that_is_not_complete(kind, tmp_path) -> None:
+    """Before the step it is that of an earlier gradient, or 65536 times as long."""
+    model, x = nn.Linear(3, 1), torch.ones(4, 3)
+    parameters = [*model.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.25, fused=kind == "fused")
+    scaler = torch.amp.GradScaler("cpu", enabled=kind == "fused")
+    parts = {"model": model, "optimizer": optimizer}
+    with Recorder(tmp_path / "run", parts, num_steps=3, log_every=1) as run:
+        for _ in run.steps():
+            loss_of = lambda: model(x).square().mean()  # noqa: E731
+            with run.step(model, optimizer, loss_of, num_samples=4) as step:
+
+                def closure(step: Any = step) -> Tensor:
+                    optimizer.zero_grad()
+                    loss = step.loss()
+                    scaler.scale(loss).backward()
+                    return loss
+
+                if kind == "closure":
+                    optimizer.step(closure)
+                else:
+                    closure()
+                    scaler.step(optimizer)
+                    scaler.update()
+    found = points(tmp_path / "run")
+    assert [value for (tag, _), value in found.items() if tag == "lr"] == [0.25] * 3
+    assert not any(tag.startswith(("grad_norm", "truth")) for tag, _ in found)
+    assert told(tmp_path / "run")["findings"] == []
+
+
 def test_the_summary_tells_how_it_went(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for _ in classify(folder, parts := classifier(), stop=17):

@@ -1038,3 +1038,28 @@ def test_noise_is_compared_with_what_the_first_update_uses(how, changed) -> None
     assert bool(found) == (not changed)
     reason = "the gradient of the update is not the one that backward() has left"
     assert panel.withheld.get("noise", "").startswith(reason) == changed
+
+
+@pytest.mark.parametrize("unscales", [False, True])
+def test_a_gradient_that_a_fused_optimizer_unscales_is_not_read(unscales: bool) -> None:
+    """Before its step the gradient is 65536 times as long: no lie of the backward."""
+    model, batches = mlp(), data()
+    x, y = next(iter(batches.epoch(1)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu")
+    panel = Panel(model, optimizer, EVERYTHING._replace(noise=0))
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    with panel.watch(1, lambda: LOSS(model(x), y), num_samples=16) as watch:
+        scaler.scale(LOSS(model(x), y)).backward()
+        if unscales:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert not any(slope.is_wrong for slope in panel.slopes.values())
+    if unscales:
+        length = (after - before).norm().item()
+        assert watch.readings["update_norm/global"] == pytest.approx(length, rel=1e-5)
+        assert watch.readings["momentum/effective_lr"] == pytest.approx(0.1, rel=1e-4)
+    else:
+        assert watch.readings == {} and (after != before).any()
+        assert "call scaler.unscale_(optimizer)" in panel.withheld["truth"]
