@@ -29,7 +29,7 @@ def main(arguments: Sequence[str], program: str) -> int:
         return train(parse(arguments, program), started, stop)
     except MinitrainError as error:
         if launch.world_size > 1:
-            from minitrain.distributed.group import claim_report
+            from minitrain.distributed.report import claim_report
 
             if not claim_report(error, launch):
                 return error.exit_code

@@ -1,6 +1,5 @@
 """The processes of a training, connected by torch.distributed."""
 
-import hashlib
 import os
 import pickle
 import time
@@ -20,7 +19,7 @@ from minitrain.distributed.launch import Launch
 from minitrain.distributed.messages import pack, unpack
 from minitrain.distributed.pulse import Pulse
 from minitrain.shards import Alone
-from minitrain.system.errors import GroupError, MinitrainError, SettingsError
+from minitrain.system.errors import GroupError, SettingsError
 
 T = TypeVar("T")
 
@@ -213,9 +212,13 @@ class Single(Alone):
     seconds, local_rank = 0.0, 0
 
     def __init__(
-        self, signal: Callable[[], int] = lambda: 0, num_restarts: int = 0
+        self,
+        signal: Callable[[], int] = lambda: 0,
+        num_restarts: int = 0,
+        store: Store | None = None,
     ) -> None:
         self._signal, self.num_restarts = signal, num_restarts
+        self._store = store
 
     @property
     def received(self) -> int:
@@ -226,10 +229,12 @@ class Single(Alone):
         return own
 
     def keep(self, name: str, value: str) -> None:
-        pass
+        if self._store is not None:
+            self._store.set(name, value)
 
     def kept(self, name: str) -> str:
-        return ""
+        is_kept = self._store is not None and self._store.check([name])
+        return self._store.get(name).decode() if self._store and is_kept else ""
 
     def one_per_machine_first(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -246,10 +251,13 @@ def joined(
         device: Where it computes.
         signal: Returns the number of the signal that asks it to end, or 0.
     """
-    if launch.world_size == 1:
+    if launch.world_size == 1 and not dist.is_torchelastic_launched():
         yield Single(signal, launch.num_restarts)
         return
     store, _, _ = next(iter(rendezvous("env://")))
+    if launch.world_size == 1:
+        yield Single(signal, launch.num_restarts, store)
+        return
     pulse, word = Pulse(store, launch.rank, launch.world_size), ""
     # Two processes on one GPU cannot be connected by NCCL.
     on_device = device.type == "cuda" and has_device_each(launch)
@@ -279,18 +287,3 @@ def joined(
 def has_device_each(launch: Launch) -> bool:
     """Return whether every process of this machine has an accelerator of its own."""
     return torch.accelerator.device_count() >= launch.local_world_size
-
-
-def claim_report(error: MinitrainError, launch: Launch) -> bool:
-    """Claim the report of an error; return False if another process has claimed it."""
-    if launch.world_size == 1:
-        return True
-    if launch.rank:
-        time.sleep(1)  # rank 0 knows best what is safe, as long as it lives
-    text = "lost" if isinstance(error, GroupError) else str(error)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    try:
-        store, _, _ = next(iter(rendezvous("env://")))
-        return store.add(f"told {digest}, start {launch.num_restarts}", 1) == 1
-    except (RuntimeError, ValueError):  # there is no store any more: better twice
-        return True

@@ -60,7 +60,7 @@ def find_waiting(step: int, share: float, world_size: int) -> list[Finding]:
 
 def continued(config: Config, group: Group | Single) -> Config:
     """Return the settings by which torchrun's processes, started again, go on."""
-    folder = config.run_dir or group.kept(RUN_DIR)
+    folder = group.kept(RUN_DIR)  # which an earlier start had for itself
     if not group.num_restarts or config.resume or not folder:
         return config
     if not group.share(Path(folder).exists()):

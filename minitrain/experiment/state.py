@@ -42,6 +42,13 @@ def _check_finite(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _has_nan(tensor: Tensor) -> bool:
+    try:
+        return bool(tensor.isnan().any())
+    except RuntimeError:  # it has no numbers, or no such operation
+        return True
+
+
 def _check_settings(text: str, info: ValidationInfo) -> str:
     definition = info.context
     try:
@@ -173,9 +180,10 @@ class KeptState(State):
     @field_validator("model")
     @classmethod
     def _check_model(cls, model: dict[str, Any]) -> dict[str, Any]:
+        # A buffer may be infinite, such as a causal mask: `load_weights` knows which.
         for value in model.values():
-            if isinstance(value, Tensor):
-                _check_finite(value)
+            if isinstance(value, Tensor) and _has_nan(value):
+                raise ValueError("has numbers that are NaN")
         return model
 
     @model_validator(mode="after")
@@ -235,7 +243,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load the parameters and buffers of a model, all of which must fit.
 
     Raises:
-        ValueError: A name, a shape or a dtype is another one.
+        ValueError: A name, a shape or a dtype is another one, or a number is infinite
+            that the model itself does not have there.
     """
 
     def form(state: Mapping[str, Any]) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -244,6 +253,13 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
     if form(weights) != form(model.state_dict()):
         raise ValueError("the weights are those of another model")
+    own = model.state_dict()
+    for name, value in weights.items():
+        if not isinstance(value, Tensor) or value.isfinite().all():
+            continue
+        odd = ~value.isfinite()
+        if not torch.equal(value[odd], own[name].to(value.device)[odd]):
+            raise ValueError(f"{name} has numbers that are not finite")
     model.load_state_dict(weights)
 
 

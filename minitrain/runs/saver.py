@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from minitrain.fingerprint import fingerprint
 from minitrain.runs import checkpoint
@@ -52,6 +52,10 @@ class Saver:
         self.settings, self.keep = settings, keep
         self.num_failures, self.last_saved = 0, last_saved
         self.as_flags = as_flags
+        model = parts["model"]
+        own = dict(model.named_parameters()) if isinstance(model, nn.Module) else {}
+        self._infinite = infinite_in(model.state_dict()) - own.keys()
+        """Buffers that are so from the start, such as causal masks."""
 
     def save(self, must_succeed: bool) -> None:
         """Save the state after `summary.steps` updates, and say so once it is durable.
@@ -65,7 +69,7 @@ class Saver:
         """
         folder, step = self.folder / "checkpoints", self.summary.steps
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        if any(not is_finite(value) for value in state["model"].values()):
+        if infinite_in(state["model"]) - self._infinite:
             smaller = "--optimizer.lr, or --clip-norm 1"
             if not self.as_flags:
                 smaller = "learning rate, or clip the gradient to the norm 1"
@@ -115,6 +119,7 @@ class Saver:
         return f"{self.what_is_safe()} {remedy}, and {again}"
 
 
-def is_finite(value: Any) -> bool:
-    """Return whether a part of a model's state has no infinite number and no NaN."""
-    return not isinstance(value, Tensor) or bool(value.isfinite().all())
+def infinite_in(state: Mapping[str, Any]) -> set[str]:
+    """Return the names of what has an infinite number or NaN, in a model's state."""
+    tensors = {name: x for name, x in state.items() if isinstance(x, Tensor)}
+    return {name for name, x in tensors.items() if not x.isfinite().all()}

@@ -87,10 +87,7 @@ class Summary:
 
         >>> json.loads(Summary("mnist", 0, test_loss=math.nan).to_json())["test_loss"]
         """
-        values = {
-            name: None if isinstance(x, float) and not math.isfinite(x) else x
-            for name, x in asdict(self).items()
-        }
+        values = _with_null(asdict(self))
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
     def note_step(self, step: Step, seconds: float) -> None:
@@ -106,9 +103,20 @@ class Summary:
     def note_validation(self, step: Step, valid: Evaluation) -> None:
         """Take in the evaluation on the validation set after an epoch."""
         self.validation_loss, self.validation_metrics = valid.loss, valid.metrics
-        if self.best_loss is None or valid.loss < self.best_loss:
+        best = math.inf if self.best_loss is None else self.best_loss
+        if valid.loss < best or math.isnan(best):
             self.best_loss = valid.loss
             self.best_step, self.best_epoch = step.number, step.epoch
+
+
+def _with_null(value: Any) -> Any:
+    """Return plain values, None in the place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _with_null(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_null(each) for each in value]
+    is_number = not isinstance(value, float) or math.isfinite(value)
+    return value if is_number else None
 
 
 @contextmanager

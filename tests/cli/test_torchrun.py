@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from harness.files import contents
 from harness.runs import command, points, verified
 
 from minitrain import tags
@@ -23,9 +24,11 @@ NUM_SIGNALS = int(os.environ.get("MINITRAIN_NUM_TORCHRUN_SIGNALS", 1))
 LONG = ("--epochs", 20, "--shards", 4, "--checkpoint.every", 7)
 
 
-def torchrun(*flags: object, folder: Path, options: tuple = ()) -> list[str]:
-    """Two processes of the program on few digits."""
-    of_torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+def torchrun(
+    *flags: object, folder: Path, options: tuple = (), num: int = 2
+) -> list[str]:
+    """Some processes of the program on few digits."""
+    of_torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(num)]
     program = command("--run-dir", folder, *flags)[1:]
     return [sys.executable, *of_torchrun, *map(str, options), *program]
 
@@ -100,6 +103,33 @@ def test_torchrun_goes_on_by_itself_after_ranks_were_killed(
         assert re.search(r"error: rank [01] of 2 has died. Every checkpoint", text)
         assert f"restart 1: continuing with --run-dir {folder} --resume" in text
         assert told(folder) == whole
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_a_start_that_was_refused_is_not_continued(num, tmp_path) -> None:
+    """What an earlier run has left is not that of the group that is started again."""
+    folder, out = tmp_path / "run", tmp_path / "out"
+    few = ("--shards", 4, "--threads", 1)
+    short = command("--run-dir", folder, "--epochs", 1, *few)
+    subprocess.run(short, check=True, capture_output=True)
+    before, options = contents(folder), ("--max-restarts", 1)
+    words = torchrun("--epochs", 2, *few, folder=folder, options=options, num=num)
+    with started(words, out) as process:
+        process.wait(timeout=100)
+    assert process.returncode != 0 and "continuing with" not in out.read_text()
+    assert out.read_text().count("is not empty") == 2  # of both starts
+    assert contents(folder) == before
+
+
+def test_one_process_under_torchrun_goes_on_by_itself(whole, tmp_path) -> None:
+    folder, out = tmp_path / "run", tmp_path / "out"
+    words = torchrun(*LONG, folder=folder, options=("--max-restarts", 1), num=1)
+    with started(words, out) as process:
+        wait_for("saved checkpoint step=14 ", out, process)
+        (rank,) = ranks_of(tmp_path)
+        os.kill(rank, signal.SIGKILL)
+    assert process.returncode == 0 and "restart 1: continuing" in out.read_text()
+    assert told(folder) == whole
 
 
 def test_a_signal_to_torchrun_ends_all_after_one_step(whole, tmp_path, rng) -> None:

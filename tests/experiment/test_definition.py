@@ -213,6 +213,35 @@ def test_explain_works_in_the_dtype_of_the_weights(file, capsys) -> None:
     assert expected in capsys.readouterr().err
 
 
+MASKED = """
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+
+    def forward(self, x):
+        return x @ self.mask.softmax(dim=1)
+
+
+def metrics(outputs, targets):
+    return {"odd": torch.full_like(targets, torch.nan, dtype=torch.float32)}
+"""
+
+
+def test_an_infinite_buffer_and_a_metric_that_is_nan_end_no_run(file) -> None:
+    """Such as a causal mask, which is saved, loaded and continued with."""
+    text = POINTS.replace("layers, width = [], 2", "layers, width = [Masked()], 2")
+    whole = train(path := file(text + MASKED), "--run-dir", "whole", "--epochs", 4)
+    summary = json.loads((whole.folder / "summary.json").read_text())
+    assert summary["test_metrics"] == {"odd": None}
+    (*_, last) = sorted((whole.folder / "checkpoints").glob("step-*"))
+    last.unlink()  # as if it had been killed before
+    resumed = train(path, "--run-dir", "whole", "--epochs", 4, "--resume")
+    assert resumed.fingerprint == whole.fingerprint
+    mask = minitrain.load("whole", trust_code=True).get_buffer("0.mask")
+    assert mask[0, 1] == -torch.inf
+
+
 ONCE = """
 class Once(torch.autograd.Function):
     @staticmethod
