@@ -166,12 +166,14 @@ class Shards:
         """
         if self.num == 1:
             return loss_of(window)
-        params = [next(model.parameters())]
+        parameter = next(model.parameters())
+        before = [buffer.detach().clone() for buffer in model.buffers()]
 
         def leaf(part: Window) -> Mean:
+            _copy(before, model.buffers())  # as `backward` does
             return Mean(part.num_samples, _exact(loss_of(part)))
 
-        return self._reduce(window, leaf, Mean(0, _zero(params[0]))).loss.to(params[0])
+        return self._reduce(window, leaf, Mean(0, _zero(parameter))).loss.to(parameter)
 
     def backward(
         self,

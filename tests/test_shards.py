@@ -193,6 +193,20 @@ def test_a_buffer_that_is_bound_anew_has_the_mean_of_the_shards(num: int) -> Non
         assert model.num_passes == step.number
 
 
+@pytest.mark.parametrize("num", [1, 2, 4])
+def test_audits_start_each_shard_from_the_buffers_of_the_step(num: int) -> None:
+    """Where a pass depends on a buffer that it changes, the loss is the same again."""
+    model = Centered()
+    model.num_passes = torch.tensor(0)
+    inputs, targets = samples(24)
+    batches = Batches(3 * inputs + 2, targets, batch_size=8)
+    optimizer, loss_fn = SGD(model.parameters(), lr=0.01), nn.functional.cross_entropy
+    panel = Panel(model, optimizer, Cadence(look=0, audit=0, truth=1, noise=0))
+    options = {"watcher": panel, "shards": Shards(num)}
+    for step in train(model, optimizer, batches, loss_fn, **options):
+        assert step.readings[tags.TRUTH_ERROR] < 1e-3
+
+
 def test_a_buffer_that_no_shard_changes_keeps_its_bits() -> None:
     model = nn.Sequential(nn.Linear(5, 3))
     constant = torch.rand(50)

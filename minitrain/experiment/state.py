@@ -96,7 +96,7 @@ class SGDState(State):
 class OptimizerState(State):
     """That of an experiment's own optimizer, which knows its form."""
 
-    state: dict[int, dict[str, Any]]
+    state: dict[Any, Any]
     param_groups: Annotated[list[dict[str, Any]], Field(min_length=1)]
 
 

@@ -340,6 +340,28 @@ def optimizer(parameters, lr: float = 0.01, beta: float = 0.9):
 """
 
 
+COUNTING = """
+
+class Counting(torch.optim.SGD):
+    def step(self, closure=None):
+        self.state["num_steps"] = self.state.get("num_steps", 0) + 1
+        return super().step(closure)
+
+
+def optimizer(parameters, lr: float = 0.1):
+    return Counting(parameters, lr=lr)
+"""
+
+
+def test_an_optimizer_may_keep_what_belongs_to_no_parameter(file) -> None:
+    path = file(POINTS + COUNTING)
+    whole = train(path, "--run-dir", "whole")
+    (*_, last) = sorted((whole.folder / "checkpoints").glob("step-*"))
+    last.unlink()
+    resumed = train(path, "--run-dir", "whole", "--resume")
+    assert resumed.fingerprint == whole.fingerprint
+
+
 @pytest.mark.parametrize(
     "made, message",
     [
